@@ -1,0 +1,1 @@
+"""Devices: local training, evaluation, and the modules that never leave."""

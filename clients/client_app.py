@@ -1,0 +1,152 @@
+"""The ClientApp: a device answers for its profile, its initial modules, training, evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from clients.evaluator import evaluate
+from clients.resident import Device
+from clients.store import DeviceStore
+from clients.trainer import train
+from hffm_flower import __version__
+from hffm_flower.accelerator import choose_device
+from hffm_flower.config import RunConfig
+from hffm_flower.errors import ProtocolError
+from hffm_flower.models.multimodal import MultimodalModel
+from hffm_flower.modules import ModuleKey, digest, shapes
+from hffm_flower.records import (
+    CONFIG,
+    MASS,
+    MODULES,
+    PROTOCOL,
+    mass_record,
+    modules_of,
+    modules_record,
+    number,
+    text,
+)
+
+app = ClientApp()
+
+
+@app.query("profile")
+def profile(message: Message, context: Context) -> Message:
+    """What this device is, and the layout of its modules."""
+    with _one_thread():
+        device = _device(context)
+        own = device.profile
+        answer = {
+            "version": f"{__version__} (protocol {PROTOCOL})",
+            "fingerprint": device.config.fingerprint(),
+            "index": own.index,
+            "modalities": own.modalities,
+            "tasks": dict(own.tasks),
+            "wanted": own.wanted,
+            "tests": dict(own.tests),
+            "layout": shapes(device.model().state()),
+        }
+    record = ConfigRecord({"json": json.dumps(answer)})
+    return Message(RecordDict({"profile": record}), reply_to=message)
+
+
+@app.query("init")
+def init(message: Message, context: Context) -> Message:
+    """Initial modules that were asked for, and digests of the others."""
+    with _one_thread():
+        state = _device(context).model().state()
+    send = _keys(text(message.content, CONFIG, "send"))
+    digests = {str(k): digest(state[k]) for k in _keys(text(message.content, CONFIG, "digest"))}
+    content = RecordDict(
+        {
+            MODULES: modules_record({k: state[k] for k in send}),
+            "digests": ConfigRecord({"json": json.dumps(digests)}),
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+@app.train()
+def train_round(message: Message, context: Context) -> Message:
+    """One edge round of local training; replies hold the modules that got a gradient."""
+    t = number(message.content, CONFIG, "t")
+    with _one_thread():
+        device = _device(context)
+        model, sent, store = _assemble(message, context, device, before=t)
+        config = device.config
+        done = train(
+            model, device.train_data(), config.train,
+            t=t, rounds=config.rounds, seed=config.seed, device_index=device.profile.index,
+        )  # fmt: skip
+        own = set(model.keys) - sent
+        if own:
+            store.publish(model.state(own), t)
+        mass = {k: n for k, n in done.mass.items() if k in sent}
+        content = RecordDict(
+            {
+                MODULES: modules_record(model.state(mass)),
+                MASS: mass_record(mass),
+                "metrics": MetricRecord({"loss": done.loss, "examples": done.examples}),
+            }
+        )
+    return Message(content, reply_to=message)
+
+
+@app.evaluate()
+def evaluate_round(message: Message, context: Context) -> Message:
+    """Counts on the device's test shards, of the modules sent plus its own."""
+    t = number(message.content, CONFIG, "t")
+    with _one_thread():
+        device = _device(context)
+        model, _, _ = _assemble(message, context, device, before=t + 1)
+        scores = {
+            f"{split}/{task}": [float(s.correct), float(s.total), s.value]
+            for split in ("iid", "skewed")
+            for task, s in evaluate(model, device.test_data(split)).items()
+        }
+    return Message(RecordDict({"scores": MetricRecord(scores)}), reply_to=message)
+
+
+def _device(context: Context) -> Device:
+    config = RunConfig.from_flwr(context.run_config)
+    index = context.node_config.get("partition-id")
+    if not isinstance(index, int):
+        raise ProtocolError(
+            "this node does not say which device it is; start it with --node-config partition-id=K"
+        )
+    return Device(config, index, choose_device(config.train.device))
+
+
+def _assemble(
+    message: Message, context: Context, device: Device, *, before: int
+) -> tuple[MultimodalModel, set[ModuleKey], DeviceStore]:
+    """The model with the modules sent; modules not sent are the device's own."""
+    model = device.model()
+    sent = modules_of(message.content)
+    state_dir = device.config.paths.state or str(device.config.cache_dir() / "state")
+    store = DeviceStore(Path(state_dir) / str(context.run_id), device.profile.index)
+    if set(model.keys) - set(sent):
+        model.load(store.read(before))
+    model.load(sent)
+    return model, set(sent), store
+
+
+def _keys(words: str) -> list[ModuleKey]:
+    return [ModuleKey.parse(word) for word in words.split()]
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """One torch thread: the same bits, and no oversubscription, on every path."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

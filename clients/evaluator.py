@@ -1,0 +1,28 @@
+"""Evaluation on one device: counts of right answers, which the tiers add up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from hffm_flower.data.local import TaskData
+from hffm_flower.models.multimodal import MultimodalModel
+from hffm_flower.report import Score
+
+BATCH = 64
+
+
+@torch.inference_mode()
+def evaluate(model: MultimodalModel, data: Iterable[TaskData]) -> dict[str, Score]:
+    """Score ``model`` on each task's examples, in batches of 64 in their order, in float32."""
+    model.eval()
+    scores: dict[str, Score] = {}
+    for part in data:
+        task, score = part.task, scores.get(part.task, Score())
+        for rows in torch.arange(len(part.targets), device=part.targets.device).split(BATCH):
+            inputs = {s: tokens.index(rows) for s, tokens in part.inputs.items()}
+            right, value = model.head(task).score(model(task, inputs), part.targets[rows])
+            score = score + Score(right, len(rows), value)
+        scores[task] = score
+    return scores

@@ -1,0 +1,188 @@
+"""What a process keeps between messages: frozen weights, open data sets, the partition.
+
+A Ray actor or a long-lived node answers many messages, for many devices; what is loaded
+here is loaded once per process. Nothing in it is ever changed, so any process can play
+any device with the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hffm_flower.config import RunConfig
+from hffm_flower.data import DATASETS, TASKS
+from hffm_flower.data.dataset import Dataset, Split
+from hffm_flower.data.local import TaskData, load_task
+from hffm_flower.data.partition import Partition, Shards, partition
+from hffm_flower.data.partition_file import load_partition, save_partition
+from hffm_flower.errors import ConfigError
+from hffm_flower.models.backbones import BACKBONES
+from hffm_flower.models.encoders import ENCODERS, Encoder, FeatureCache
+from hffm_flower.models.multimodal import ModelSpec, MultimodalModel
+from hffm_flower.profile import NodeProfile
+from hffm_flower.seeding import stream_seed
+
+
+def model_spec(config: RunConfig) -> ModelSpec:
+    """The model of a run, checked.
+
+    Raises:
+        ConfigError: It names something unknown.
+    """
+    spec = ModelSpec(
+        backbone=config.model.backbone,
+        encoders=config.encoder_names(),
+        weights=config.model.weights,
+        adapter_rank=config.model.adapter_rank,
+        seed=config.seed,
+    )
+    spec.check()
+    return spec
+
+
+def shared_partition(config: RunConfig) -> Partition:
+    """Partition of a run: read from the cache folder, or drawn and left there."""
+    data = config.data
+    name = _partition_name(
+        config.seed, config.tree.devices, data.tasks, data.alpha, data.full_modality_share,
+        data.min_tasks, data.max_tasks, data.train_per_answer, data.test_per_answer,
+        tuple(sorted(config.encoder_names())),
+    )  # fmt: skip
+    return _partition(config.cache_dir() / "partitions" / f"{name}.npz", config)
+
+
+def _partition_name(*settings: object) -> str:
+    return f"{stream_seed(0, *map(str, settings)):016x}"
+
+
+@lru_cache(maxsize=4)
+def _partition(path: Path, config: RunConfig) -> Partition:
+    if path.exists():
+        try:
+            return load_partition(path)
+        except ConfigError:
+            path.unlink(missing_ok=True)
+    data = config.data
+    drawn = partition(
+        devices=config.tree.devices,
+        tasks=data.tasks,
+        seed=config.seed,
+        alpha=data.alpha,
+        full_share=data.full_modality_share,
+        min_tasks=data.min_tasks,
+        max_tasks=data.max_tasks,
+        train_per_answer=data.train_per_answer,
+        test_per_answer=data.test_per_answer,
+        encoders_serve=config.encoder_names(),
+        datasets={task: _dataset(task, data.train_per_answer, data.test_per_answer, config.seed)
+                  for task in data.tasks if task in TASKS},
+    )  # fmt: skip
+    save_partition(path, drawn)
+    return load_partition(path)
+
+
+@lru_cache(maxsize=32)
+def _dataset(task: str, train_per_answer: int, test_per_answer: int, seed: int) -> Dataset:
+    return DATASETS[TASKS[task].dataset](
+        task, train_per_answer=train_per_answer, test_per_answer=test_per_answer, seed=seed
+    )
+
+
+@lru_cache(maxsize=16)
+def _encoder(name: str, weights: str, seed: int, device: torch.device) -> Encoder:
+    return ENCODERS[name](weights, seed, device)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=4)
+def _frozen(backbone: str, weights: str, seed: int, device: torch.device) -> nn.Module:
+    return BACKBONES[backbone].load_frozen(weights, seed).to(device)  # type: ignore[arg-type]
+
+
+class Device:
+    """One device of a run: its profile, its model and its data, as this process sees them.
+
+    Args:
+        config: The run's settings.
+        index: Index of the device.
+        on: Where its tensors live.
+    """
+
+    def __init__(self, config: RunConfig, index: int, on: torch.device) -> None:
+        if not 0 <= index < config.tree.devices:
+            raise ConfigError(
+                f"device index {index} is not in 0..{config.tree.devices - 1}", key="tree.devices"
+            )
+        self.config, self.on = config, on
+        self.spec = model_spec(config)
+        self._partition = shared_partition(config)
+        self.profile = self._partition.profiles[index]
+
+    def model(self) -> MultimodalModel:
+        """A model with the device's modules at their initial values."""
+        own = self.profile
+        frozen = frozen_layers(self.config, self.on)
+        return MultimodalModel(self.spec, tuple(own.tasks), own.modalities, frozen).to(self.on)
+
+    def train_data(self) -> list[TaskData]:
+        """Training examples, one part per task."""
+        return self._load("train", self._partition.train)
+
+    def test_data(self, split: str) -> list[TaskData]:
+        """Shards of the test sets, ``iid`` or ``skewed``, one part per task."""
+        part = self._partition
+        return self._load("test", part.test_iid if split == "iid" else part.test_skewed)
+
+    def _load(self, split: Split, shards: Mapping[str, Shards]) -> list[TaskData]:
+        data = self.config.data
+        encoders = {m: encoder_of(self.config, m, self.on) for m in self.profile.modalities}
+        cache = FeatureCache(self.config.cache_dir() / "features")
+        loaded = []
+        for task in self.profile.tasks:
+            indices = shards[task][self.profile.index]
+            if len(indices):
+                part = load_task(
+                    task,
+                    _dataset(task, data.train_per_answer, data.test_per_answer, self.config.seed),
+                    split=split, indices=indices, encoders=encoders,
+                    modalities=self.profile.modalities, cache=cache,
+                )  # fmt: skip
+                loaded.append(part.to(self.on))
+        return loaded
+
+
+def frozen_layers(config: RunConfig, on: torch.device) -> nn.Module:
+    """The backbone's frozen part, loaded once per process."""
+    model = config.model
+    return _frozen(model.backbone, model.weights, _weight_seed(config), on)
+
+
+def encoder_of(config: RunConfig, modality: str, on: torch.device) -> Encoder:
+    """The encoder of a modality, loaded once per process."""
+    name = config.encoder_names()[modality]
+    return _encoder(name, config.model.weights, _weight_seed(config), on)
+
+
+def _weight_seed(config: RunConfig) -> int:
+    """Random frozen weights depend on the run's seed; pretrained ones on nothing."""
+    return config.seed if config.model.weights == "random" else 0
+
+
+def all_profiles(config: RunConfig) -> tuple[NodeProfile, ...]:
+    """Profiles of all devices of a run, by index."""
+    return shared_partition(config).profiles
+
+
+def label_counts(config: RunConfig, task: str) -> NDArray[np.int64]:
+    """Training examples of ``task`` by device and label ``[devices, labels]``."""
+    data = config.data
+    dataset = _dataset(task, data.train_per_answer, data.test_per_answer, config.seed)
+    labels = dataset.labels("train")
+    shards = shared_partition(config).train[task]
+    return np.stack([np.bincount(labels[s], minlength=int(labels.max()) + 1) for s in shards])

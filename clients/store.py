@@ -1,0 +1,46 @@
+"""Modules that never leave a device: safetensors files, versioned by edge round.
+
+They live neither in an actor nor in Flower's context, so that any process can continue
+any device: ``<state>/<run>/devices/<index>/<t>.safetensors``. Round t reads the last
+version published before it, so a round that is asked for twice begins twice from the
+same bits. Two versions are kept.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hffm_flower.modules import ModularState
+from hffm_flower.records import read_state, write_state
+
+KEPT = 2
+
+
+class DeviceStore:
+    """One device's own modules.
+
+    Args:
+        root: ``<state>/<run>``.
+        index: Index of the device.
+    """
+
+    def __init__(self, root: Path, index: int) -> None:
+        self.folder = root / "devices" / str(index)
+
+    def versions(self) -> list[int]:
+        """Edge rounds with a published version, ascending."""
+        return sorted(int(p.stem) for p in self.folder.glob("*.safetensors"))
+
+    def read(self, before: int) -> ModularState:
+        """Last version published before edge round ``before``; nothing if there is none."""
+        older = [t for t in self.versions() if t < before]
+        return read_state(self._file(older[-1])) if older else {}
+
+    def publish(self, state: ModularState, t: int) -> None:
+        """Save ``state`` as the version of edge round ``t``, whole or not at all."""
+        write_state(self._file(t), state)
+        for old in [v for v in self.versions() if v <= t][:-KEPT]:
+            self._file(old).unlink(missing_ok=True)
+
+    def _file(self, t: int) -> Path:
+        return self.folder / f"{t}.safetensors"

@@ -1,0 +1,60 @@
+"""The command's root: its groups, and how errors end it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from hffm_flower import __version__
+from hffm_flower.cli import data, doctor, evaluate, run
+from hffm_flower.errors import AssetError, ConfigError, HffmError, Interrupted
+
+app = typer.Typer(
+    name="hffm",
+    help="Hierarchical federated foundation models on Flower.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("run")(run.run_command)
+app.command("eval")(evaluate.eval_command)
+app.command("data")(data.data_command)
+app.command("doctor")(doctor.doctor_command)
+
+BAD_INPUT = 2
+FAILED = 1
+INTERRUPTED = 130
+
+
+@app.callback(invoke_without_command=True)
+def root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    """Hierarchical federated foundation models on Flower."""
+    if version:
+        print(f"hffm-flower {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: bad input ends with code 2, a failed run with 1, Ctrl-C with 130."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    errors = Console(stderr=True, highlight=False)
+    try:
+        app()
+    except (ConfigError, AssetError) as error:
+        errors.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(BAD_INPUT)
+    except (KeyboardInterrupt, Interrupted):
+        errors.print("[yellow]interrupted[/]; the rounds so far are kept")
+        sys.exit(INTERRUPTED)
+    except HffmError as error:
+        errors.print(f"[red]failed:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(FAILED)
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt

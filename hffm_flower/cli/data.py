@@ -1,0 +1,58 @@
+"""``hffm data``: who has what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hffm_flower.cli import options
+
+
+def data_command(
+    config: options.ConfigFile = None,
+    devices: options.Devices = None,
+    edges: options.Edges = None,
+    seed: options.Seed = None,
+    smoke: options.Smoke = False,
+    plot: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("data.png"),
+    sets: options.Set = None,
+) -> None:
+    """Show and plot which device holds which modalities, tasks and examples."""
+    console = Console()
+    chosen = options.configure(
+        config, smoke=smoke, sets=sets, devices=devices, edges=edges, seed=seed
+    )
+    with console.status("drawing the partition"):
+        from hffm_flower.session.plots import draw_data
+        from hffm_flower.session.preflight import check, edges_of
+        from hffm_flower.topology import clusters
+
+        plan = check(chosen)
+        drawn = draw_data(chosen, plan, plot)
+    table = Table(title=f"{chosen.tree.devices} devices, seed {chosen.seed}")
+    for column in ("edge", "device", "modalities", *chosen.data.tasks, "modules"):
+        table.add_column(column, justify="left" if column == "modalities" else "right")
+    for edge, group in enumerate(clusters(chosen.tree.devices, edges_of(chosen))):
+        for index in group:
+            profile = plan.profiles[index]
+            counts = [
+                str(profile.tasks[t]) if t in profile.tasks else
+                ("[dim]no modality[/]" if t in profile.wanted else "")
+                for t in chosen.data.tasks
+            ]  # fmt: skip
+            held = " ".join(profile.modalities) or "-"
+            modules = "[yellow]idle[/]" if profile.idle else str(len(plan.keys[index]))
+            table.add_row(str(edge), str(index), held, *counts, modules)
+        table.add_section()
+    totals = [str(sum(p.tasks.get(t, 0) for p in plan.profiles)) for t in chosen.data.tasks]
+    table.add_row("", "", "training examples", *totals, "")
+    tests = [str(sum(p.tests.get(t, 0) for p in plan.profiles)) for t in chosen.data.tasks]
+    table.add_row("", "", "test examples", *tests, "")
+    console.print(table)
+    if plan.idle:
+        console.print(f"idle: {len(plan.idle)} devices ({', '.join(map(str, plan.idle))})")
+    console.print(f"picture: {drawn}")

@@ -1,0 +1,78 @@
+"""``hffm doctor``: what this machine has, and what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hffm_flower.assets import verify_assets
+from hffm_flower.config import RunConfig
+
+NEEDED = {
+    "base": ("flwr", "numpy", "pydantic", "safetensors", "typer", "rich"),
+    "device": ("torch", "transformers", "pillow"),
+    "sim": ("ray", "flwr-datasets", "matplotlib", "psutil"),
+}
+FREE_BYTES = 2 * 2**30
+
+
+def doctor_command() -> None:
+    """Say what this machine has, what is missing, and how to mend it."""
+    console = Console()
+    table = Table(title="hffm doctor")
+    table.add_column("what")
+    table.add_column("state")
+    table.add_column("detail", overflow="fold")
+    bad = 0
+
+    def row(what: str, good: bool, detail: str) -> None:
+        nonlocal bad
+        bad += not good
+        table.add_row(what, "[green]ok[/]" if good else "[red]missing[/]", escape(detail))
+
+    row("python", True, f"{platform.python_version()}, {os.cpu_count()} CPUs")
+    for extra, packages in NEEDED.items():
+        for package in packages:
+            try:
+                row(package, True, version(package))
+            except PackageNotFoundError:
+                suffix = "" if extra == "base" else f"[{extra}]"
+                row(package, False, f"pip install 'hffm-flower{suffix}' -c constraints.txt")
+    row("accelerator", *_accelerator())
+    for name, good, detail in verify_assets():
+        row(f"asset {name}", good, detail)
+    cache = RunConfig().cache_dir()
+    row("cache folder", *_cache(cache))
+    console.print(table)
+    if bad:
+        console.print(f"[red]{bad} missing[/]")
+        raise typer.Exit(1)
+    console.print("all there: [bold]hffm run --smoke[/] takes under a minute")
+
+
+def _accelerator() -> tuple[bool, str]:
+    try:
+        from hffm_flower.accelerator import choose_device
+    except ImportError:
+        return False, "torch is not installed"
+    return True, f"{choose_device('auto')} (train.device = auto)"
+
+
+def _cache(folder: Path) -> tuple[bool, str]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        return False, f"{folder}: {error.strerror}; set HFFM_CACHE or paths.cache"
+    free = shutil.disk_usage(folder).free
+    return free >= FREE_BYTES, f"{folder}, {free / 2**30:.0f} GiB free"

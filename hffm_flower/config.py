@@ -1,0 +1,312 @@
+"""One run's settings: from TOML, from the command line, from Flower's run config.
+
+Keys are written with dashes (``train.local-epochs``), lists as one string of words, so
+that the same names and values stand in a TOML file, in ``pyproject.toml`` and behind
+``flwr run --run-config``. Only entry points see a `RunConfig`; every other class takes
+the few values that it needs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic.alias_generators import to_snake
+
+from hffm_flower.errors import ConfigError, one_of
+from hffm_flower.schedule import METHODS
+
+Flat = dict[str, str | int | float | bool]
+
+
+def _words(value: object) -> object:
+    """Accept ``"a b"`` and ``["a", "b"]`` alike."""
+    return tuple(value.split()) if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=lambda name: name.replace("_", "-"),
+        populate_by_name=True,
+        allow_inf_nan=False,
+    )
+
+
+class TreeConfig(_Section):
+    """The tree: how many devices and edges, and how often edges meet the cloud."""
+
+    devices: int = Field(40, ge=1, le=10_000)
+    edges: int = Field(10, ge=1, le=10_000)
+    period: int = Field(2, ge=1, description="edge rounds per cloud round (E)")
+
+
+class DataConfig(_Section):
+    """Tasks, and the skews by which their data lie on the devices."""
+
+    tasks: Words = ("easyvqa10", "emojivqa10", "watch7", "easyvqa-box")
+    alpha: float = Field(0.5, gt=0, description="Dirichlet label skew; small = more skewed")
+    full_modality_share: float = Field(
+        0.6, ge=0, le=1, description="share of devices with all modalities of their tasks"
+    )
+    min_tasks: int = Field(1, ge=1)
+    max_tasks: int = Field(3, ge=1)
+    train_per_answer: int = Field(100, ge=1)
+    test_per_answer: int = Field(50, ge=1)
+
+
+class ModelConfig(_Section):
+    """Encoders, backbone and adapters."""
+
+    backbone: str = "minilm-fusion"
+    encoders: Words = Field(
+        ("image=lite0", "text=minilm", "sensor=patches"), description="modality=encoder"
+    )
+    weights: Literal["pretrained", "random"] = Field(
+        "pretrained", description="frozen weights: pretrained, or random as a baseline"
+    )
+    adapter_rank: int = Field(32, ge=1, le=1024)
+
+
+class TrainConfig(_Section):
+    """Local training on a device."""
+
+    local_epochs: int = Field(2, ge=1)
+    local_steps: int = Field(0, ge=0, description="steps per round; 0: local-epochs decide")
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    final_learning_rate: float = Field(
+        0.2, gt=0, le=1, description="share of learning-rate that is left at t = T (linear)"
+    )
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, ge=0, description="0: no clipping")
+    proximal_mu: float = Field(0.0, ge=0, description="FedProx term; 0: off")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+
+
+class ServerConfig(_Section):
+    """Aggregation: policies of the modules, participation, deadlines."""
+
+    modules: str = Field("", description="policy string, e.g. 'head/*=cloud:1 prompt/*=edge'")
+    fraction: float = Field(1.0, gt=0, le=1, description="participation per edge round")
+    quorum: float = Field(0.5, ge=0, le=1, description="share of asked nodes that must answer")
+    deadline_s: float = Field(600.0, gt=0, description="wait for one edge round's answers")
+    optimizer: str = Field(
+        "*=mean", description="kind=mean | momentum:LR:BETA | adam:LR, first match wins"
+    )
+    evaluate_every: int = Field(
+        2, ge=1, description="edge rounds between reports of methods that never reach the cloud"
+    )
+
+
+class SimulationConfig(_Section):
+    """Ray-backed simulation on this machine."""
+
+    actors: int = Field(0, ge=0, description="processes that play devices; 0: one per CPU")
+    gpus_per_actor: float = Field(0.0, ge=0)
+
+
+class PathsConfig(_Section):
+    """Where things are kept; empty: the user's cache folder."""
+
+    cache: str = ""
+    state: str = ""
+    out: str = ""
+
+
+class RunConfig(_Section):
+    """All settings of a run. Immutable; unknown keys are refused.
+
+    Raises:
+        ConfigError: (from the constructors below) a value or a key is not allowed; the
+            message names the value, what is allowed, and where it came from.
+    """
+
+    method: str = "h-fedfm"
+    rounds: int = Field(12, ge=1, le=100_000, description="edge rounds T, for every method")
+    seed: int = Field(1, ge=0)
+    tree: TreeConfig = TreeConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    server: ServerConfig = ServerConfig()
+    simulation: SimulationConfig = SimulationConfig()
+    paths: PathsConfig = PathsConfig()
+    _origin: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | None = None,
+        options: Mapping[str, tuple[str, object]] | None = None,
+        *,
+        base: Mapping[str, object] | None = None,
+    ) -> Self:
+        """Defaults, then ``base``, then the file, then ``options``.
+
+        Args:
+            path: TOML file with the tables of this class.
+            options: Dotted key -> (name of the command-line option, value).
+            base: Dotted key -> value, e.g. of a preset.
+        """
+        flat: dict[str, object] = dict(base or {})
+        origin: dict[str, str] = {}
+        if path is not None:
+            try:
+                table = tomllib.loads(path.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"cannot read the config {str(path)!r}: {error}") from error
+            except tomllib.TOMLDecodeError as error:
+                raise ConfigError(f"{path} is not valid TOML: {error}") from error
+            for key, value in _flatten(table).items():
+                flat[key], origin[key] = value, str(path)
+        for key, (option, value) in (options or {}).items():
+            flat[key], origin[key] = value, option
+        return cls._build(flat, origin)
+
+    @classmethod
+    def from_flwr(cls, run_config: Mapping[str, object]) -> Self:
+        """Read Flower's flat run config (``context.run_config``)."""
+        return cls._build(run_config, dict.fromkeys(run_config, "Flower's run config"))
+
+    def to_flwr(self) -> Flat:
+        """Flat form with dotted keys and scalar values only; inverse of `from_flwr`."""
+        flat: Flat = {}
+        for key, value in _flatten(self.model_dump(by_alias=True)).items():
+            flat[key] = " ".join(value) if isinstance(value, tuple) else value  # type: ignore[assignment]
+        return flat
+
+    def cache_dir(self) -> Path:
+        """Folder of caches: ``paths.cache``, else ``$HFFM_CACHE``, else the user's own."""
+        named = self.paths.cache or os.environ.get("HFFM_CACHE", "")
+        return Path(named) if named else Path.home() / ".cache" / "hffm-flower"
+
+    def fingerprint(self) -> str:
+        """Digest of the settings that all nodes share; paths and hardware are their own."""
+        shared = {
+            k: v for k, v in self.to_flwr().items()
+            if not k.startswith(("paths.", "simulation.")) and k != "train.device"
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
+
+    def with_values(self, **changes: object) -> Self:
+        """Copy with dotted keys changed; ``__`` for the dot, ``_`` for the dash."""
+        flat: dict[str, object] = dict(self.to_flwr())
+        flat |= {k.replace("__", ".").replace("_", "-"): v for k, v in changes.items()}
+        return self._build(flat, {})
+
+    @classmethod
+    def _build(cls, flat: Mapping[str, object], origin: Mapping[str, str]) -> Self:
+        nested: dict[str, Any] = {}
+        for key, value in flat.items():
+            _refuse_unknown(key, origin.get(key, ""))
+            *tables, name = key.split(".")
+            at = nested
+            for table in tables:
+                at = at.setdefault(table, {})
+            at[name] = value
+        try:
+            config = cls.model_validate(nested)
+            config._check()
+        except ValidationError as error:
+            raise _explain(error, origin) from error
+        except ConfigError as error:
+            raise located(error, origin) from error
+        config._origin.update(origin)
+        return config
+
+    def locate(self, error: ConfigError) -> ConfigError:
+        """The same error with key, and file or option, in front."""
+        return located(error, self._origin)
+
+    def _check(self) -> None:
+        one_of("method", self.method, METHODS, key="method")
+        if not METHODS[self.method].flat and self.tree.edges > self.tree.devices:
+            raise ConfigError(
+                f"{self.tree.edges} edges are more than the {self.tree.devices} devices; "
+                "every edge needs at least one device",
+                key="tree.edges",
+            )
+        if not self.data.tasks:
+            raise ConfigError("no task is named", key="data.tasks")
+        if len(set(self.data.tasks)) < len(self.data.tasks):
+            raise ConfigError(f"{' '.join(self.data.tasks)!r} repeats a task", key="data.tasks")
+        if self.data.min_tasks > self.data.max_tasks:
+            raise ConfigError(
+                f"{self.data.min_tasks} is above data.max-tasks = {self.data.max_tasks}",
+                key="data.min-tasks",
+            )
+        self.encoder_names()
+
+    def encoder_names(self) -> dict[str, str]:
+        """Modality -> name of its encoder."""
+        pairs = {}
+        for item in self.model.encoders:
+            modality, equals, name = item.partition("=")
+            if not equals or not modality or not name or modality in pairs:
+                raise ConfigError(
+                    f"{item!r} is not of the form modality=encoder, one for each modality",
+                    key="model.encoders",
+                )
+            pairs[modality] = name
+        return pairs
+
+
+def located(error: ConfigError, origin: Mapping[str, str]) -> ConfigError:
+    """Put key and origin in front of an error that names a key, once."""
+    if not error.key or str(error).startswith(f"{error.key}"):
+        return error
+    where = f" (from {origin[error.key]})" if error.key in origin else ""
+    return type(error)(f"{error.key}{where}: {error}", key=error.key)
+
+
+def _flatten(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def keys() -> tuple[str, ...]:
+    """All dotted keys of a config, in order."""
+    return _KEYS
+
+
+_KEYS: Final = tuple(_flatten(RunConfig().model_dump(by_alias=True)))
+
+
+def _refuse_unknown(key: str, origin: str) -> None:
+    if key in _KEYS:
+        return
+    where = f" (from {origin})" if origin else ""
+    near = difflib.get_close_matches(key, _KEYS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    table = key.rpartition(".")[0]
+    peers = [k for k in _KEYS if k.rpartition(".")[0] == table] or list(_KEYS)
+    raise ConfigError(
+        f"{key}{where}: unknown setting{hint}; allowed here: {', '.join(peers)}", key=key
+    )
+
+
+def _explain(error: ValidationError, origin: Mapping[str, str]) -> ConfigError:
+    first = error.errors()[0]
+    key = ".".join(str(p) for p in first["loc"] if isinstance(p, str))
+    key = key.replace("_", "-") if to_snake(key) else key
+    return located(
+        ConfigError(f"{first['input']!r} is not allowed: {first['msg']}", key=key), origin
+    )

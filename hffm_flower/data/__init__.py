@@ -1,0 +1,21 @@
+"""Data sets, tasks and their partition over devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from hffm_flower.data.dataset import Dataset, DatasetFactory, Item
+from hffm_flower.data.easyvqa import EasyVqa, EasyVqaBox
+from hffm_flower.data.emoji import EmojiVqa
+from hffm_flower.data.watch import Watch
+from hffm_flower.tasks import TASKS, TaskSpec
+
+__all__ = ["DATASETS", "TASKS", "Dataset", "DatasetFactory", "Item", "TaskSpec"]
+
+DATASETS: Final[Mapping[str, DatasetFactory]] = {
+    "easy-vqa": EasyVqa,
+    "easy-vqa-box": EasyVqaBox,
+    "emoji-vqa": EmojiVqa,
+    "watch": Watch,
+}

@@ -1,0 +1,1 @@
+"""The model: encoders, projectors, fusion backbone, adapters, heads."""

@@ -1,0 +1,20 @@
+"""Frozen encoders, one per modality, and the cache of their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from hffm_flower.models.encoders.cache import FeatureCache
+from hffm_flower.models.encoders.encoder import Encoder, Stream, Tokens, Weights
+from hffm_flower.models.encoders.lite0 import Lite0
+from hffm_flower.models.encoders.minilm import MiniLm
+from hffm_flower.models.encoders.patches import Patches
+
+__all__ = ["ENCODERS", "Encoder", "FeatureCache", "Stream", "Tokens", "Weights"]
+
+ENCODERS: Final[Mapping[str, type[Encoder]]] = {
+    "lite0": Lite0,
+    "minilm": MiniLm,
+    "patches": Patches,
+}

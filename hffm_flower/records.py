@@ -1,0 +1,146 @@
+"""What travels: modules as one array, masses, and the words of a message.
+
+Flower's cost is per array, so all tensors of a message are ONE uint8 array whose bytes
+are a safetensors file; the file's header is the manifest (``kind/name/tensor``).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from hffm_flower.errors import ModuleError, ProtocolError
+from hffm_flower.modules import ModularState, ModularUpdate, ModuleKey, Tensor
+
+PROTOCOL: Final = 1
+"""Version of the messages between the tiers; nodes of another version are refused."""
+
+MODULES: Final = "modules"
+MASS: Final = "mass"
+CONFIG: Final = "config"
+REPORT: Final = "report"
+
+
+def to_bytes(state: ModularState) -> bytes:
+    """Safetensors bytes of ``state``, tensors named ``kind/name/tensor``."""
+    return save(
+        {
+            f"{key}/{name}": np.ascontiguousarray(array)
+            for key in sorted(state)
+            for name, array in sorted(state[key].items())
+        }
+    )
+
+
+def from_bytes(data: bytes) -> dict[ModuleKey, dict[str, Tensor]]:
+    """Read `to_bytes` back.
+
+    Raises:
+        ModuleError: The bytes are no safetensors file, or a name is not of that form.
+    """
+    try:
+        flat = load(data)
+    except SafetensorError as error:
+        raise ModuleError(f"not a safetensors file of modules: {error}") from error
+    state: dict[ModuleKey, dict[str, Tensor]] = defaultdict(dict)
+    for name, array in flat.items():
+        key, _, tensor = name.rpartition("/")
+        state[ModuleKey.parse(key)][tensor] = array
+    return dict(state)
+
+
+def write_state(path: Path, state: ModularState) -> None:
+    """Write ``state`` as a safetensors file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_bytes(to_bytes(state))
+    part.replace(path)
+
+
+def read_state(path: Path) -> dict[ModuleKey, dict[str, Tensor]]:
+    """Read a file of `write_state`.
+
+    Raises:
+        ModuleError: The file is damaged or holds something else.
+    """
+    try:
+        return from_bytes(path.read_bytes())
+    except ModuleError as error:
+        raise ModuleError(f"{path}: {error}") from error
+
+
+def modules_record(state: ModularState) -> ArrayRecord:
+    """Pack ``state`` into the record that every message uses."""
+    data = np.frombuffer(to_bytes(state), dtype=np.uint8)
+    return ArrayRecord({MODULES: Array(data)})
+
+
+def modules_of(content: RecordDict) -> dict[ModuleKey, dict[str, Tensor]]:
+    """Modules of a message; none if it carries none.
+
+    Raises:
+        ModuleError: The record is not what `modules_record` makes.
+    """
+    record = content.array_records.get(MODULES)
+    if record is None:
+        return {}
+    if list(record) != [MODULES]:
+        raise ModuleError(f"record {MODULES!r} holds {list(record)}; one array is expected")
+    return from_bytes(record[MODULES].numpy().tobytes())
+
+
+def payload_bytes(content: RecordDict) -> int:
+    """Size of the modules in a message [byte]."""
+    record = content.array_records.get(MODULES)
+    return 0 if record is None else sum(len(a.data) for a in record.values())
+
+
+def mass_record(mass: Mapping[ModuleKey, float]) -> MetricRecord:
+    """Masses as ``{"kind/name": examples}``."""
+    return MetricRecord({str(key): float(value) for key, value in sorted(mass.items())})
+
+
+def update_of(content: RecordDict) -> ModularUpdate:
+    """The update in a reply; empty if its mass went another way.
+
+    Raises:
+        ModuleError: Modules and masses do not name the same modules.
+    """
+    record = content.metric_records.get(MASS) or {}
+    mass: dict[ModuleKey, float] = {}
+    for name, value in record.items():
+        if isinstance(value, list):
+            raise ModuleError(f"mass of {name} is a list")
+        mass[ModuleKey.parse(name)] = float(value)
+    return ModularUpdate(modules_of(content), mass)
+
+
+def text(content: RecordDict, record: str, name: str) -> str:
+    """A string of a config record.
+
+    Raises:
+        ProtocolError: It is not there.
+    """
+    value = (content.config_records.get(record) or {}).get(name)
+    if not isinstance(value, str):
+        raise ProtocolError(f"the message has no text {record}.{name}")
+    return value
+
+
+def number(content: RecordDict, record: str, name: str) -> int:
+    """A whole number of a config record.
+
+    Raises:
+        ProtocolError: It is not there.
+    """
+    value = (content.config_records.get(record) or {}).get(name)
+    if not isinstance(value, int):
+        raise ProtocolError(f"the message has no whole number {record}.{name}")
+    return value

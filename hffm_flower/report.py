@@ -1,0 +1,140 @@
+"""What happened in one edge round, as figures that add up over the tree.
+
+A device's, an edge's and the cloud's view of round t are one type, `RoundReport`: a sum
+of counts, so that tiers add theirs and no server evaluates anything itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Self
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Evaluation counts of a task.
+
+    Attributes:
+        correct: Right answers (boxes: IoU > 0.5) [examples].
+        total: Evaluated [examples].
+        value: Sum over examples of the finer measure (boxes: IoU; else = correct).
+    """
+
+    correct: int = 0
+    total: int = 0
+    value: float = 0.0
+
+    def __add__(self, other: Score) -> Score:
+        return Score(
+            self.correct + other.correct, self.total + other.total, self.value + other.value
+        )
+
+
+Scores = dict[str, dict[str, dict[str, Score]]]
+"""Model tier -> split (``iid``, ``skewed``) -> task -> counts."""
+
+
+@dataclass(slots=True)
+class RoundReport:
+    """Figures of edge round ``t``.
+
+    Attributes:
+        t: Absolute edge round, from 1.
+        loss: Sum of the training loss over trained examples.
+        trained: Examples trained on, counted once per pass [examples].
+        devices: Indices of the devices whose updates were used.
+        dropped: Device index -> why its answer is missing.
+        void: Edges whose round published nothing, for lack of a quorum.
+        scores: Evaluations made in this round.
+        down_bytes: Modules sent to devices [byte].
+        up_bytes: Modules received from devices [byte].
+        cloud_down_bytes: Modules sent from the cloud to edges [byte].
+        cloud_up_bytes: Modules sent from edges to the cloud [byte].
+        seconds: Wall time since the run began, when known [s].
+    """
+
+    t: int
+    loss: float = 0.0
+    trained: int = 0
+    devices: list[int] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
+    void: list[int] = field(default_factory=list)
+    scores: Scores = field(default_factory=dict)
+    down_bytes: int = 0
+    up_bytes: int = 0
+    cloud_down_bytes: int = 0
+    cloud_up_bytes: int = 0
+    seconds: float = 0.0
+
+    def add_score(self, tier: str, split: str, task: str, score: Score) -> None:
+        """Add counts to one cell."""
+        cell = self.scores.setdefault(tier, {}).setdefault(split, {})
+        cell[task] = cell.get(task, Score()) + score
+
+    def add(self, other: RoundReport) -> None:
+        """Add another node's figures of the same round."""
+        self.loss += other.loss
+        self.trained += other.trained
+        self.devices = sorted({*self.devices, *other.devices})
+        self.dropped |= other.dropped
+        self.void = sorted({*self.void, *other.void})
+        self.down_bytes += other.down_bytes
+        self.up_bytes += other.up_bytes
+        self.cloud_down_bytes += other.cloud_down_bytes
+        self.cloud_up_bytes += other.cloud_up_bytes
+        self.seconds = max(self.seconds, other.seconds)
+        for tier, splits in other.scores.items():
+            for split, tasks in splits.items():
+                for task, score in tasks.items():
+                    self.add_score(tier, split, task, score)
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: str) -> Self:
+        """Read `to_json` back."""
+        raw = json.loads(line)
+        raw["scores"] = {
+            tier: {
+                split: {task: Score(**score) for task, score in tasks.items()}
+                for split, tasks in splits.items()
+            }
+            for tier, splits in raw["scores"].items()
+        }
+        return cls(**raw)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFacts:
+    """What a score needs to become a figure.
+
+    Attributes:
+        chance: Accuracy of guessing; stands in for test examples nobody could evaluate.
+        classes: Whether the task has answers to choose from (boxes have none).
+        expected: Size of the test set over all devices [examples].
+    """
+
+    chance: float
+    classes: bool
+    expected: int
+
+
+def accuracy(score: Score, facts: TaskFacts) -> float:
+    """Accuracy over the expected test set; what is uncovered counts as chance."""
+    expected = max(facts.expected, score.total)
+    if expected == 0:
+        return facts.chance
+    return (score.correct + facts.chance * (expected - score.total)) / expected
+
+
+def mean_accuracy(scores: Mapping[str, Score], tasks: Mapping[str, TaskFacts]) -> float:
+    """Mean over the tasks with classes; over all tasks where none has."""
+    chosen = {t: f for t, f in tasks.items() if f.classes} or tasks
+    return sum(accuracy(scores.get(t, Score()), f) for t, f in chosen.items()) / len(chosen)
+
+
+TIERS = ("cloud", "edge", "device")

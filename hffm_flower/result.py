@@ -1,0 +1,138 @@
+"""``result.json``: what a run was, and the figures it ends with."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+from hffm_flower import __version__
+from hffm_flower.config import RunConfig
+from hffm_flower.profile import NodeProfile
+from hffm_flower.report import TIERS, RoundReport, Score, TaskFacts, accuracy, mean_accuracy
+from hffm_flower.tasks import TASKS
+
+
+def task_facts(tasks: Iterable[str], profiles: Iterable[NodeProfile]) -> dict[str, TaskFacts]:
+    """What is needed to turn counts into accuracies."""
+    known = list(profiles)
+    return {
+        task: TaskFacts(
+            chance=TASKS[task].chance,
+            classes=bool(TASKS[task].answers),
+            expected=sum(p.tests.get(task, 0) for p in known),
+        )
+        for task in tasks
+    }
+
+
+def means(report: RoundReport, tasks: Mapping[str, TaskFacts]) -> dict[str, float]:
+    """IID mean accuracy of every tier that was evaluated in a round."""
+    return {
+        tier: mean_accuracy(splits["iid"], tasks)
+        for tier, splits in report.scores.items()
+        if "iid" in splits
+    }
+
+
+def build(
+    config: RunConfig,
+    reports: list[RoundReport],
+    tasks: Mapping[str, TaskFacts],
+    *,
+    cycle: int,
+    status: str,
+    reason: str = "",
+    notes: Mapping[str, object] | None = None,
+) -> dict[str, object]:
+    """The content of ``result.json``.
+
+    Args:
+        config: The run's settings.
+        reports: Finished edge rounds.
+        tasks: Facts of every task of the run.
+        cycle: Longest period of a module [edge rounds].
+        status: ``finished``, ``interrupted`` or ``failed``.
+        reason: Why it is not finished.
+        notes: More entries, e.g. the idle devices.
+    """
+    return {
+        "config": config.to_flwr(),
+        "seed": config.seed,
+        "versions": versions(),
+        "status": status,
+        "reason": reason,
+        "rounds": [
+            {
+                "t": r.t,
+                "loss": r.loss / max(1, r.trained),
+                "devices": len(r.devices),
+                "dropped": len(r.dropped),
+                "seconds": r.seconds,
+                "mean_global": means(r, tasks),
+            }
+            for r in reports
+        ],
+        "summary": summarise(reports, tasks, cycle=cycle) if tasks else {},
+        **(notes or {}),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on; packages that are not there are left out."""
+    found = {"hffm-flower": __version__, "python": platform.python_version()}
+    for package in ("flwr", "torch", "transformers", "ray", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def highest_tier(reports: Iterable[RoundReport]) -> str:
+    """Highest tier that was evaluated in ``reports``."""
+    seen = {tier for report in reports for tier in report.scores}
+    return next((tier for tier in TIERS if tier in seen), "device")
+
+
+def summarise(
+    reports: list[RoundReport], tasks: Mapping[str, TaskFacts], *, cycle: int
+) -> dict[str, object]:
+    """Closing figures of a run.
+
+    ``mean_global`` is the IID accuracy, after the last edge round, of the highest tier the
+    method has, pooled by examples; ``mean_global_cycle`` the mean of the edge models over
+    the last cloud cycle, which a method cannot tune by when it is read.
+    """
+    tier = highest_tier(reports)
+    final = next((r for r in reversed(reports) if tier in r.scores), RoundReport(0))
+    splits = final.scores.get(tier, {})
+    iid, skewed = splits.get("iid", {}), splits.get("skewed", {})
+    expected = sum(f.expected for f in tasks.values())
+    covered = sum(iid[t].total for t in tasks if t in iid)
+    last = reports[-1].t if reports else 0
+    lower = next((t for t in ("edge", "device") if any(t in r.scores for r in reports)), tier)
+    cycle_means = [
+        mean_accuracy(r.scores[lower]["iid"], tasks)
+        for r in reports
+        if r.t > last - cycle and "iid" in r.scores.get(lower, {})
+    ]
+    return {
+        "tier": tier,
+        "t": final.t,
+        "mean_global": mean_accuracy(iid, tasks),
+        "mean_personal": mean_accuracy(skewed, tasks),
+        "mean_global_cycle": sum(cycle_means) / len(cycle_means) if cycle_means else None,
+        "per_task": {t: accuracy(iid.get(t, Score()), f) for t, f in tasks.items()},
+        "mean_iou": {
+            t: iid[t].value / iid[t].total
+            for t, f in tasks.items()
+            if not f.classes and t in iid and iid[t].total
+        },
+        "chance": {t: f.chance for t, f in tasks.items()},
+        "uncovered": 1.0 - covered / expected if expected else 1.0,
+        "dropped": sum(len(r.dropped) for r in reports),
+        "void": sum(len(r.void) for r in reports),
+        "device_bytes": sum(r.down_bytes + r.up_bytes for r in reports),
+        "cloud_bytes": sum(r.cloud_down_bytes + r.cloud_up_bytes for r in reports),
+    }

@@ -1,0 +1,118 @@
+"""A run's folder: what is in it, how it is written and read back.
+
+```
+result.json            config, versions, seed, status, rounds, summary
+rounds.jsonl           one line per edge round, flushed as it ends
+model.safetensors      cloud modules, tensors named kind/name/tensor
+edges/E.safetensors    state of edge E after the last edge round, before the cloud's exchange
+devices/K.safetensors  modules that never leave device K (none for most methods)
+```
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from hffm_flower.errors import OutputError
+from hffm_flower.modules import ModularState, ModuleKey, Tensor
+from hffm_flower.records import read_state, write_state
+from hffm_flower.report import RoundReport
+
+RESULT = "result.json"
+ROUNDS = "rounds.jsonl"
+MODEL = "model.safetensors"
+
+
+class RunFiles:
+    """Reader and writer of one run's folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def create(cls, root: Path) -> Self:
+        """Take ``root`` for a new run.
+
+        Raises:
+            OutputError: It already holds a run, is no folder, or cannot be written.
+        """
+        files = cls(root)
+        if root.exists() and not root.is_dir():
+            raise OutputError(f"{str(root)!r} is not a folder", key="paths.out")
+        taken = [n for n in (RESULT, ROUNDS, MODEL) if (root / n).exists()]
+        if taken:
+            raise OutputError(
+                f"{str(root)!r} already holds a run ({', '.join(taken)}); "
+                "choose another folder or remove it",
+                key="paths.out",
+            )
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=root):
+                pass
+            (root / ROUNDS).touch(exist_ok=False)
+        except FileExistsError as error:
+            raise OutputError(f"{str(root)!r} already holds a run", key="paths.out") from error
+        except OSError as error:
+            raise OutputError(
+                f"{str(root)!r} is not writable: {error.strerror}", key="paths.out"
+            ) from error
+        return files
+
+    def append(self, report: RoundReport) -> None:
+        """Add one edge round's line; it is on disk when this returns."""
+        with (self.root / ROUNDS).open("a", encoding="utf-8") as file:
+            file.write(report.to_json() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rounds(self) -> list[RoundReport]:
+        """Finished edge rounds, in order; a line cut off in the middle ends them."""
+        reports = []
+        for line in (self.root / ROUNDS).read_text(encoding="utf-8").splitlines():
+            try:
+                reports.append(RoundReport.from_json(line))
+            except json.JSONDecodeError:
+                break
+        return reports
+
+    def write_result(self, result: Mapping[str, object]) -> None:
+        """Write ``result.json``, whole or not at all."""
+        part = self.root / f"{RESULT}.part"
+        part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        part.replace(self.root / RESULT)
+
+    def result(self) -> dict[str, object]:
+        """Read ``result.json``.
+
+        Raises:
+            OutputError: There is none, or it is damaged.
+        """
+        try:
+            loaded = json.loads((self.root / RESULT).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise OutputError(f"{str(self.root)!r} holds no finished run: {error}") from error
+        if not isinstance(loaded, dict):
+            raise OutputError(f"{self.root / RESULT} is not a result")
+        return loaded
+
+    def edge(self, index: int) -> Path:
+        """File of an edge."""
+        return self.root / "edges" / f"{index}.safetensors"
+
+    def device(self, index: int) -> Path:
+        """File of a device."""
+        return self.root / "devices" / f"{index}.safetensors"
+
+    def save_cloud(self, state: ModularState) -> None:
+        """Write the cloud's modules."""
+        write_state(self.root / MODEL, state)
+
+    def cloud(self) -> dict[ModuleKey, dict[str, Tensor]]:
+        """Read the cloud's modules."""
+        return read_state(self.root / MODEL)

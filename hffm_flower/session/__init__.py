@@ -1,0 +1,1 @@
+"""Running a simulation on this machine, and reading a finished run."""

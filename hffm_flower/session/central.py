@@ -1,0 +1,104 @@
+"""Method ``central``: the same model on the devices' pooled data, the upper bound.
+
+Data are pooled as the devices hold them: an example whose device collects no text has
+none here either. Training takes the same number of passes, with the optimiser reset at
+the same boundaries; evaluation uses the same shards.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+
+import torch
+
+from clients.evaluator import evaluate
+from clients.resident import Device, frozen_layers, model_spec
+from clients.trainer import train
+from hffm_flower.accelerator import choose_device
+from hffm_flower.config import RunConfig
+from hffm_flower.data.local import TaskData, pool
+from hffm_flower.errors import HffmError, Interrupted
+from hffm_flower.models.multimodal import MultimodalModel
+from hffm_flower.report import RoundReport
+from hffm_flower.result import build, means, task_facts
+from hffm_flower.runfiles import RunFiles
+from hffm_flower.schedule import METHODS, Schedule
+from strategies.federation import Event
+
+
+def pooled_model(config: RunConfig, devices: Iterable[Device], on: torch.device) -> MultimodalModel:
+    """One model with every module that any device has, at its initial values."""
+    profiles = [d.profile for d in devices]
+    modalities = {m for p in profiles for m in p.modalities}
+    frozen = frozen_layers(config, on)
+    return MultimodalModel(model_spec(config), config.data.tasks, modalities, frozen).to(on)
+
+
+def train_pooled(
+    config: RunConfig, files: RunFiles, *, event: Event, stop: threading.Event
+) -> None:
+    """Train on the pooled data and write the run's folder.
+
+    Raises:
+        HffmError: What ended the run early.
+    """
+    torch.set_num_threads(1)
+    on = choose_device(config.train.device)
+    devices = [Device(config, k, on) for k in range(config.tree.devices)]
+    event({"event": "wait", "phase": "encoding the data", "t": 0, "done": 0, "of": len(devices)})
+    parts: list[TaskData] = []
+    for done, device in enumerate(devices, start=1):
+        _stop_if(stop)
+        parts += device.train_data()
+        event({"event": "wait", "phase": "encoding the data", "t": 0, "done": done,
+               "of": len(devices)})  # fmt: skip
+    data = pool(parts)
+    tests = {
+        split: pool(part for d in devices for part in d.test_data(split))
+        for split in ("iid", "skewed")
+    }
+    tasks = task_facts(config.data.tasks, (d.profile for d in devices))
+    model = pooled_model(config, devices, on)
+    schedule = Schedule.of(
+        model.keys, method=config.method, policy=METHODS[config.method].policy,
+        period=1, rounds=config.rounds,
+    )  # fmt: skip
+    reported = schedule.exchanges(config.server.evaluate_every)
+    began, status, reason = time.monotonic(), "failed", ""
+    try:
+        for t in range(1, config.rounds + 1):
+            _stop_if(stop)
+            event({"event": "wait", "phase": "training", "t": t - 1, "done": 0, "of": 1})
+            done_round = train(
+                model, data, config.train,
+                t=t, rounds=config.rounds, seed=config.seed, device_index=0, stopped=stop.is_set,
+            )  # fmt: skip
+            report = RoundReport(t, done_round.loss, done_round.examples)
+            report.devices = [d.profile.index for d in devices if not d.profile.idle]
+            if t in reported:
+                for split, shards in tests.items():
+                    for task, score in evaluate(model, shards).items():
+                        report.add_score("cloud", split, task, score)
+            report.seconds = time.monotonic() - began
+            files.append(report)
+            files.save_cloud(model.state())
+            loss = report.loss / max(1, report.trained)
+            event({"event": "round", "t": t, "loss": loss, "mean_global": means(report, tasks),
+                   "devices": len(report.devices), "dropped": 0})  # fmt: skip
+        status = "finished"
+    except HffmError as error:
+        status, reason = "interrupted" if isinstance(error, Interrupted) else status, str(error)
+        raise
+    finally:
+        files.save_cloud(model.state())
+        idle = {"idle_devices": [d.profile.index for d in devices if d.profile.idle]}
+        files.write_result(
+            build(config, files.rounds(), tasks, cycle=1, status=status, reason=reason, notes=idle)
+        )
+
+
+def _stop_if(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise Interrupted("stopped on request")

@@ -1,0 +1,86 @@
+"""The process in which a run works: ``python -m hffm_flower.session.child CONFIG OUT``.
+
+Events go to the file descriptor in ``HFFM_EVENTS`` as JSON lines. Standard input is held
+open by the parent: when it closes, for whatever reason, the run is asked to stop.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from hffm_flower.config import RunConfig
+from hffm_flower.errors import HffmError, Interrupted
+from hffm_flower.runfiles import RunFiles
+from hffm_flower.schedule import METHODS
+
+STOPPED = 3
+FAILED = 1
+
+
+def main(config_file: str, out: str) -> int:
+    """Run and return the exit code."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    events = os.fdopen(int(os.environ["HFFM_EVENTS"]), "w", buffering=1)
+    lock = threading.Lock()
+
+    def event(record: Mapping[str, object]) -> None:
+        with lock:
+            try:
+                events.write(json.dumps(record) + "\n")
+            except (BrokenPipeError, ValueError):
+                stop.set()
+
+    stop = threading.Event()
+    threading.Thread(target=_watch_parent, args=(stop,), daemon=True).start()
+    config = RunConfig.from_flwr(json.loads(Path(config_file).read_text(encoding="utf-8")))
+    files = RunFiles(Path(out))
+    try:
+        if METHODS[config.method].pooled:
+            from hffm_flower.session.central import train_pooled
+
+            train_pooled(config, files, event=event, stop=stop)
+        else:
+            _simulate(config, files, event, stop)
+    except Interrupted as error:
+        event({"event": "stopped", "reason": str(error)})
+        return STOPPED
+    except HffmError as error:
+        event({"event": "error", "kind": type(error).__name__, "reason": str(error)})
+        logging.getLogger(__name__).error("%s", error)
+        return FAILED
+    except Exception as error:
+        event({"event": "error", "kind": type(error).__name__, "reason": str(error)})
+        logging.getLogger(__name__).exception("the run ended with an error")
+        return FAILED
+    return 0
+
+
+def _simulate(config: RunConfig, files: RunFiles, event: object, stop: threading.Event) -> None:
+    from hffm_flower.session.flower_simulation import simulate
+
+    simulate(config, files, event=event, stop=stop)  # type: ignore[arg-type]
+
+
+def _watch_parent(stop: threading.Event) -> None:
+    while sys.stdin.buffer.read(4096):
+        pass
+    stop.set()
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\..*")
+    code = main(sys.argv[1], sys.argv[2])
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # Ray's threads must not hold up an ended run

@@ -1,0 +1,94 @@
+"""All that can be found wrong before any work starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hffm_flower.assets import asset_root
+from hffm_flower.config import RunConfig
+from hffm_flower.data import DATASETS, TASKS
+from hffm_flower.errors import ConfigError, one_of
+from hffm_flower.models.encoders import ENCODERS
+from hffm_flower.modules import ModuleKey
+from hffm_flower.profile import NodeProfile
+from hffm_flower.schedule import METHODS, Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will be.
+
+    Attributes:
+        profiles: Every device, by index.
+        keys: Modules of each device, by index.
+        schedule: Scope and period of every module.
+    """
+
+    profiles: tuple[NodeProfile, ...]
+    keys: tuple[tuple[ModuleKey, ...], ...]
+    schedule: Schedule
+
+    @property
+    def idle(self) -> tuple[int, ...]:
+        """Devices with nothing to train."""
+        return tuple(p.index for p in self.profiles if p.idle)
+
+
+def check(config: RunConfig) -> Plan:
+    """Check settings, assets and data of a run, and say what it will be.
+
+    Raises:
+        ConfigError: A setting cannot work; the message names it and where it came from.
+        AssetError: A packaged asset is missing or altered.
+    """
+    try:
+        return _check(config)
+    except ConfigError as error:
+        raise config.locate(error) from error
+
+
+def _check(config: RunConfig) -> Plan:
+    from clients.resident import all_profiles, model_spec
+    from hffm_flower.accelerator import choose_device
+    from hffm_flower.models.multimodal import module_keys
+    from strategies.server_optimizers import OptimizerPolicy
+
+    spec = model_spec(config)
+    served = config.encoder_names()
+    for task in config.data.tasks:
+        one_of("task", task, TASKS, key="data.tasks")
+        one_of("data set", TASKS[task].dataset, DATASETS, key="data.tasks")
+        for modality in TASKS[task].required:
+            if modality not in served:
+                raise ConfigError(
+                    f"no encoder serves modality {modality!r}, which task {task!r} requires; "
+                    f"served: {', '.join(served)}; encoders: "
+                    + ", ".join(f"{e.modality}={n}" for n, e in ENCODERS.items()),
+                    key="model.encoders",
+                )
+    choose_device(config.train.device)
+    OptimizerPolicy(config.server.optimizer)
+    for asset in sorted(assets_of(config)):
+        asset_root(asset)
+    profiles = all_profiles(config)
+    keys = tuple(module_keys(p.tasks, p.modalities, spec.backbone) for p in profiles)
+    schedule = Schedule.of(
+        {k for held in keys for k in held},
+        method=config.method, policy=config.server.modules,
+        period=config.tree.period, rounds=config.rounds,
+    )  # fmt: skip
+    return Plan(profiles, keys, schedule)
+
+
+def assets_of(config: RunConfig) -> set[str]:
+    """Names of the packaged assets that a run reads."""
+    from hffm_flower.models.backbones import BACKBONES
+
+    needed = {a for task in config.data.tasks for a in DATASETS[TASKS[task].dataset].assets}
+    needed |= {a for name in config.encoder_names().values() for a in ENCODERS[name].assets}
+    return needed | set(BACKBONES[config.model.backbone].assets)
+
+
+def edges_of(config: RunConfig) -> int:
+    """Number of clusters: a method without edges has one, the cloud's own."""
+    return 1 if METHODS[config.method].flat else config.tree.edges

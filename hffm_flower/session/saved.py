@@ -1,0 +1,185 @@
+"""A finished run, read back: a model that predicts, and its figures computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from clients.evaluator import evaluate
+from clients.resident import Device, encoder_of, frozen_layers, model_spec
+from hffm_flower.accelerator import choose_device
+from hffm_flower.config import RunConfig
+from hffm_flower.data.dataset import Item
+from hffm_flower.errors import ConfigError, OutputError, one_of
+from hffm_flower.models.encoders.encoder import Tokens
+from hffm_flower.models.multimodal import MultimodalModel, streams_of
+from hffm_flower.modules import ModularState
+from hffm_flower.records import read_state
+from hffm_flower.report import RoundReport
+from hffm_flower.result import summarise, task_facts
+from hffm_flower.runfiles import RunFiles
+from hffm_flower.schedule import METHODS
+from hffm_flower.session.preflight import check, edges_of
+from hffm_flower.tasks import TASKS
+from hffm_flower.topology import clusters
+
+RawInput = str | NDArray[np.float32] | Image.Image
+
+
+class Predictor:
+    """A trained model with its encoders: raw inputs in, answers out.
+
+    Attributes:
+        tasks: Tasks that it answers.
+        modalities: Modalities that it reads.
+    """
+
+    def __init__(self, config: RunConfig, model: MultimodalModel, on: torch.device) -> None:
+        self.config, self.model, self.on = config, model, on
+        self.tasks = model.tasks
+        self.modalities = tuple(sorted(model.modalities))
+
+    @torch.inference_mode()
+    def scores(self, task: str, **inputs: RawInput) -> NDArray[np.float32]:
+        """Raw output of the task's head for one example: logits, or a box (cx, cy, w, h).
+
+        Args:
+            task: One of ``tasks``.
+            **inputs: Modality -> raw input: ``image`` a PIL image, ``text`` a string,
+                ``sensor`` a float32 array ``[time, channel]``. Optional ones may be left out.
+
+        Raises:
+            ConfigError: The task or a modality is unknown here, or a required one is absent.
+        """
+        one_of("task", task, self.tasks)
+        spec = TASKS[task]
+        for modality in inputs:
+            one_of(f"modality of {task}", modality, spec.inputs)
+        absent = [m for m in spec.required if m not in inputs]
+        if absent:
+            raise ConfigError(f"task {task!r} needs {', '.join(absent)}")
+        tokens: dict[str, Tokens] = {}
+        for stream, modality in streams_of(task, self.model.modalities).items():
+            if modality in inputs:
+                raw = inputs[modality]
+                item = Item("", lambda raw=raw: raw)  # type: ignore[misc]
+                encoder = encoder_of(self.config, modality, self.on)
+                tokens[stream] = encoder.encode([item])[stream].to(self.on)
+        self.model.eval()
+        out: NDArray[np.float32] = self.model(task, tokens)[0].float().cpu().numpy()
+        return out
+
+    def predict(self, task: str, **inputs: RawInput) -> str | tuple[float, ...]:
+        """The answer in words, or the box (cx, cy, w, h) as shares of the picture."""
+        out = self.scores(task, **inputs)
+        answers = TASKS[task].answers
+        return answers[int(out.argmax())] if answers else tuple(float(v) for v in out)
+
+
+def load(folder: str | Path, node: str | None = None) -> Predictor:
+    """A model of a finished run, ready to predict.
+
+    Args:
+        folder: The run's folder.
+        node: ``None`` for the cloud's model, ``"edge/3"`` for an edge's, ``"device/7"`` for
+            a device's: its edge's modules and its own, for its modalities and tasks.
+
+    Raises:
+        OutputError: The folder holds no such model.
+        ConfigError: ``node`` is no such name.
+    """
+    files = RunFiles(Path(folder))
+    config = _config(files)
+    on = choose_device(config.train.device)
+    tier, _, number = (node or "cloud").partition("/")
+    one_of("node", tier, ("cloud", "edge", "device"))
+    if tier != "cloud" and not number.isdigit():
+        raise ConfigError(f"node {node!r} is not of the form edge/N or device/N")
+    if tier == "device":
+        device = Device(config, int(number), on)
+        model = device.model()
+        model.load(device_state(files, config, device))
+        return Predictor(config, model, on)
+    path = files.root / "model.safetensors" if tier == "cloud" else files.edge(int(number))
+    if not path.exists():
+        raise OutputError(f"{str(files.root)!r} has no model of {node or 'the cloud'}")
+    state = read_state(path)
+    if not state:
+        raise OutputError(
+            f"{node or 'the cloud'} has no modules of its own after method {config.method!r}; "
+            "load a device, e.g. node='device/0'"
+        )
+    tasks = [k.name for k in state if k.kind == "head"]
+    modalities = {
+        m for t in tasks for m, s in TASKS[t].inputs.items()
+        if f"projector/{s}" in map(str, state) or m == "text"
+    } & set(config.encoder_names())  # fmt: skip
+    model = MultimodalModel(model_spec(config), tasks, modalities, frozen_layers(config, on)).to(on)
+    model.load({k: v for k, v in state.items() if k in model.keys})
+    return Predictor(config, model, on)
+
+
+def device_state(files: RunFiles, config: RunConfig, device: Device) -> ModularState:
+    """Modules of a device at the end: its edge's, with its own on top."""
+    own = files.device(device.profile.index)
+    state = dict(_edge_state(files, config, device))
+    if own.exists():
+        state |= read_state(own)
+    return {k: v for k, v in state.items() if k in device.model().keys}
+
+
+def recompute(folder: str | Path) -> tuple[dict[str, object], dict[str, object]]:
+    """Figures of a finished run, computed again from its saved models.
+
+    Returns:
+        The summary from the models, and the one in ``result.json``.
+    """
+    files = RunFiles(Path(folder))
+    saved = files.result()
+    config = _config(files)
+    plan = check(config)
+    on = choose_device(config.train.device)
+    torch.set_num_threads(1)
+    last = RoundReport(config.rounds)
+    tiers = {t for r in files.rounds() if r.t == config.rounds for t in r.scores}
+    cloud = files.cloud()
+    for index in range(config.tree.devices):
+        device = Device(config, index, on)
+        if device.profile.idle:
+            continue
+        base = device_state(files, config, device)
+        for tier in sorted(tiers):
+            model = device.model()
+            model.load(base)
+            if tier == "cloud":
+                model.load({k: v for k, v in cloud.items() if k in model.keys})
+            for split in ("iid", "skewed"):
+                for task, score in evaluate(model, device.test_data(split)).items():
+                    last.add_score(tier, split, task, score)
+    tasks = task_facts(config.data.tasks, plan.profiles)
+    reports = [r for r in files.rounds() if r.t < config.rounds] + [last]
+    cycle = plan.schedule.cycle()
+    summary = saved["summary"]
+    assert isinstance(summary, Mapping)
+    return summarise(reports, tasks, cycle=cycle), dict(summary)
+
+
+def _edge_state(files: RunFiles, config: RunConfig, device: Device) -> ModularState:
+    if METHODS[config.method].pooled:
+        return files.cloud()
+    groups = clusters(config.tree.devices, edges_of(config))
+    edge = next(e for e, group in enumerate(groups) if device.profile.index in group)
+    path = files.edge(edge)
+    return read_state(path) if path.exists() else {}
+
+
+def _config(files: RunFiles) -> RunConfig:
+    saved = files.result()
+    flat = saved["config"]
+    assert isinstance(flat, Mapping)
+    return RunConfig.from_flwr({**flat, "paths.state": "", "paths.out": ""})

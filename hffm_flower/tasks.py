@@ -1,0 +1,79 @@
+"""Tasks: what goes in, which head answers, and what the answers are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """One task of a run.
+
+    Attributes:
+        dataset: Name in `hffm_flower.data.DATASETS`.
+        head: Kind of head: one of ``answers``, or a box (cx, cy, w, h in 0..1).
+        inputs: Modality -> stream of that modality's encoder that the task reads.
+        required: Modalities without which a device cannot run the task.
+        optional: Modalities that help where a device has them.
+        answers: Class names in label order; empty for a box.
+        chance: Accuracy of guessing; 0 for a box.
+    """
+
+    dataset: str
+    head: Literal["classification", "box"]
+    inputs: Mapping[str, str]
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    answers: tuple[str, ...]
+    chance: float
+
+
+TASKS: Final[Mapping[str, TaskSpec]] = {
+    "easyvqa10": TaskSpec(
+        dataset="easy-vqa",
+        head="classification",
+        inputs={"image": "image", "text": "text"},
+        required=("image",),
+        optional=("text",),
+        answers=(
+            *("circle", "rectangle", "triangle", "red", "green"),
+            *("blue", "yellow", "black", "yes", "no"),
+        ),
+        chance=0.1,
+    ),
+    "emojivqa10": TaskSpec(
+        dataset="emoji-vqa",
+        head="classification",
+        inputs={"image": "image", "text": "text"},
+        required=("image",),
+        optional=("text",),
+        answers=(
+            *("emotion", "person", "nature", "food", "travel"),
+            *("object", "symbol", "flag", "yes", "no"),
+        ),
+        chance=0.1,
+    ),
+    "watch7": TaskSpec(
+        dataset="watch",
+        head="classification",
+        inputs={"sensor": "sensor"},
+        required=("sensor",),
+        optional=(),
+        answers=(
+            *("pendulum", "abduction", "forward elevation", "internal rotation"),
+            *("external rotation", "trapezius extension", "upright row"),
+        ),
+        chance=1 / 7,
+    ),
+    "easyvqa-box": TaskSpec(
+        dataset="easy-vqa-box",
+        head="box",
+        inputs={"image": "image-grid"},
+        required=("image",),
+        optional=(),
+        answers=(),
+        chance=0.0,
+    ),
+}

@@ -1,0 +1,1 @@
+"""Edge and cloud: hierarchical aggregation of modules as Flower strategies."""

@@ -1,0 +1,183 @@
+"""The cloud: exchanges modules with edges when they are due, and keeps the record.
+
+Flower's own loop drives it: one of Flower's server rounds is one cloud exchange, that is
+the edge rounds since the last one. `CloudStrategy` cannot tell whether its grid's nodes
+are edges played in process or real ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from hffm_flower.errors import ProtocolError, QuorumError
+from hffm_flower.modules import ModularState, ModuleKey
+from hffm_flower.records import CONFIG, MODULES, REPORT, modules_record, payload_bytes
+from hffm_flower.report import RoundReport
+from hffm_flower.schedule import Schedule, Scope
+from strategies.edge import EVALUATE_CLUSTER, TRAIN_CLUSTER
+from strategies.grids import instruction
+from strategies.modular import Answer, Member, ModularStrategy
+
+log = logging.getLogger(__name__)
+
+OnRound = Callable[[RoundReport, ModularState], None]
+"""Told of every finished edge round, with the cloud's modules as they are then."""
+
+
+class CloudStrategy(ModularStrategy):
+    """Aggregates the edges' modules, each at its own period.
+
+    Source: HierFAVG, Liu et al. 2020, arXiv 1905.06641, Alg. 1; per module with its own
+    scope and period, arXiv 2509.03695.
+
+    Args:
+        members: Node id -> edge.
+        schedule: Scope and period of every module.
+        initial: The modules to begin with.
+        optimizer: As in `ModularStrategy`; acts on modules of cloud scope.
+        quorum: As in `ModularStrategy`.
+        deadline_s: As in `ModularStrategy`, for one edge round.
+        report_every: Edge rounds between reports where nothing reaches the cloud.
+        on_round: Called once per edge round, in order.
+    """
+
+    def __init__(
+        self,
+        members: Mapping[int, Member],
+        schedule: Schedule,
+        initial: ModularState,
+        *,
+        optimizer: str,
+        quorum: float,
+        deadline_s: float,
+        report_every: int,
+        on_round: OnRound,
+    ) -> None:
+        super().__init__(
+            members, schedule, optimizer=optimizer, quorum=quorum, deadline_s=deadline_s
+        )
+        self.modules = dict(initial)
+        self.versions = dict.fromkeys(initial, 0)
+        self.exchanges = schedule.exchanges(report_every)
+        self._cloud_keys = frozenset(schedule.scoped(Scope.CLOUD))
+        self._on_round = on_round
+        self._held: dict[int, dict[ModuleKey, int]] = {n: {} for n in members}
+        self._sent: dict[int, dict[ModuleKey, int]] = {}
+        self._reports: dict[int, RoundReport] = {}
+        self._began = time.monotonic()
+
+    def span(self, server_round: int) -> tuple[int, int]:
+        """First and last edge round of an exchange."""
+        last = self.exchanges[server_round - 1]
+        first = 1 if server_round == 1 else self.exchanges[server_round - 2] + 1
+        return first, last
+
+    def round_timeout_s(self) -> float:
+        """Longest time that one exchange may take [s]: every edge round trains and evaluates."""
+        longest = max(
+            last - first + 1 for first, last in map(self.span, range(1, len(self.exchanges) + 1))
+        )
+        return 2.0 * self.deadline_s * longest
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask every edge for its edge rounds up to the next exchange."""
+        first, last = self.span(server_round)
+        self._reports = {t: RoundReport(t) for t in range(first, last + 1)}
+        return self._messages(TRAIN_CLUSTER, first, last)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Merge the modules that are due.
+
+        Raises:
+            QuorumError: No device of any edge could be used in the whole exchange.
+        """
+        _, last = self.span(server_round)
+        answers = self._take(replies)
+        if not any(report.devices for report in self._reports.values()):
+            reasons = sorted({w for r in self._reports.values() for w in r.dropped.values()})
+            raise QuorumError(
+                f"no device's update could be used up to edge round {last}: "
+                + ("; ".join(reasons[:3]) or "no device took part")
+            )
+        report = self._reports[last]
+        if self.has_quorum(len(answers), len(self.members)):
+            for answer in answers:
+                report.cloud_up_bytes += payload_bytes(answer.message.content)
+            self.publish(self.merged(answers), last, final=self._cloud_keys)
+        else:
+            log.warning(
+                "cloud round %d: %d of %d edges answered, below the quorum of %g; "
+                "the modules stay as they were",
+                last, len(answers), len(self.members), self.quorum,
+            )  # fmt: skip
+        loss = sum(r.loss for r in self._reports.values())
+        trained = sum(r.trained for r in self._reports.values())
+        metrics = MetricRecord({"t": last, "loss": loss / max(1, trained)})
+        return modules_record(self.modules), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Have the cloud's modules evaluated, if it has just aggregated any."""
+        _, last = self.span(server_round)
+        return self._messages(EVALUATE_CLUSTER, last, last) if self.schedule.due(last) else []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Add up the counts and close the books on these edge rounds."""
+        self._take(replies)
+        for report in self._reports.values():
+            report.seconds = time.monotonic() - self._began
+            self._on_round(report, self.modules)
+        return None
+
+    def _take(self, replies: Iterable[Message]) -> list[Answer]:
+        """Usable replies; their reports are added to the rounds', their edges are up to date."""
+        answers, refused = self.answers(replies)
+        for index, why in refused.items():
+            self._reports[max(self._reports)].dropped[f"edge {index}"] = why
+        for answer in answers:
+            lines = (answer.message.content.config_records.get(REPORT) or {}).get("rounds")
+            if not isinstance(lines, list):
+                raise ProtocolError(f"edge {answer.member.index} sent no report")
+            for line in lines:
+                report = RoundReport.from_json(str(line))
+                if report.t in self._reports:
+                    self._reports[report.t].add(report)
+            node = answer.message.metadata.src_node_id
+            self._held[node] = self._sent[node]
+        return answers
+
+    def _messages(self, kind: str, first: int, last: int) -> list[Message]:
+        """One message per edge, with the modules that it does not have in this version."""
+        self._sent = {}
+        out = []
+        for node, member in self.members.items():
+            versions = {k: self.versions[k] for k in member.keys if k in self.versions}
+            self._sent[node] = versions
+            modules = {
+                k: self.modules[k]
+                for k in member.keys
+                if k in self.modules and self._held[node].get(k) != versions[k]
+            }
+            content = RecordDict(
+                {
+                    MODULES: modules_record(modules),
+                    CONFIG: ConfigRecord({"first": first, "last": last}),
+                }
+            )
+            self._reports[last].cloud_down_bytes += payload_bytes(content)
+            out.append(
+                instruction(content, node_id=node, kind=kind, t=last, ttl_s=self.round_timeout_s())
+            )
+        return out

@@ -1,0 +1,242 @@
+"""The edge server: runs the edge rounds of its cluster between two cloud exchanges.
+
+The edge's share of a cloud message is one generator, `EdgeStrategy.cluster_round`: it
+yields messages for devices, receives their replies and returns the edge's reply. In
+simulation a `NestedGrid` advances all edges' generators in lock step; a deployed edge
+advances its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Generator, Iterable, Mapping
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from hffm_flower.modules import ModularUpdate, ModuleKey, ModuleState
+from hffm_flower.records import (
+    CONFIG,
+    MASS,
+    MODULES,
+    REPORT,
+    mass_record,
+    modules_of,
+    modules_record,
+    number,
+    payload_bytes,
+)
+from hffm_flower.report import RoundReport, Score
+from hffm_flower.schedule import Schedule, Scope
+from strategies.grids import instruction
+from strategies.modular import Member, ModularStrategy
+from strategies.selection import participants
+
+log = logging.getLogger(__name__)
+
+TRAIN_CLUSTER = "train.cluster"
+EVALUATE_CLUSTER = "evaluate.cluster"
+
+
+class EdgeStrategy(ModularStrategy):
+    """Aggregates its cluster's devices every edge round.
+
+    Source: client-edge-cloud averaging, Liu et al. 2020, arXiv 1905.06641, Alg. 1; per
+    module, arXiv 2509.03695.
+
+    Args:
+        index: Index of this edge.
+        members: Node id -> device, of the cluster's devices that have something to train.
+        schedule: Scope and period of every module.
+        seed: The run's seed, for participation.
+        fraction: Share of the devices that take part in each edge round.
+        optimizer: As in `ModularStrategy`; acts on modules of edge scope.
+        quorum: As in `ModularStrategy`; a round below it publishes nothing.
+        deadline_s: As in `ModularStrategy`.
+        report_every: Edge rounds between reports where nothing reaches the cloud.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        members: Mapping[int, Member],
+        schedule: Schedule,
+        *,
+        seed: int,
+        fraction: float,
+        optimizer: str,
+        quorum: float,
+        deadline_s: float,
+        report_every: int,
+    ) -> None:
+        super().__init__(
+            members, schedule, optimizer=optimizer, quorum=quorum, deadline_s=deadline_s
+        )
+        self.index = index
+        self.seed = seed
+        self.fraction = fraction
+        self.evaluated = frozenset(schedule.edge_evaluations(report_every))
+        self.own = frozenset(schedule.scoped(Scope.EDGE))
+        self.personal = frozenset(schedule.scoped(Scope.DEVICE))
+        self.lower_tier = "device" if self.personal else "edge"
+        self.report = RoundReport(0)
+        self.final_modules: dict[ModuleKey, ModuleState] = {}
+        self._trained: dict[ModuleKey, dict[int, float]] = defaultdict(dict)
+
+    def cluster_round(
+        self, message: Message
+    ) -> Generator[list[Message], Iterable[Message], Message]:
+        """Play the edge's share of a cloud message.
+
+        Args:
+            message: ``train.cluster`` (edge rounds ``first`` to ``last``) or
+                ``evaluate.cluster`` (the cloud's model, after round ``last``).
+        """
+        content = message.content
+        first, last = number(content, CONFIG, "first"), number(content, CONFIG, "last")
+        self.adopt(modules_of(content), first - 1)
+        reports: list[RoundReport] = []
+        if message.metadata.message_type == EVALUATE_CLUSTER:
+            reports.append(RoundReport(last))
+            self.score((yield self.ask_evaluate(reports[0])), reports[0], "cloud")
+            return _reply(message, ModularUpdate({}, {}), reports)
+        for t in range(first, last + 1):
+            report = RoundReport(t)
+            self.learn((yield self.ask_train(report)), report)
+            if t in self.evaluated:
+                self.score((yield self.ask_evaluate(report)), report, self.lower_tier)
+            reports.append(report)
+        if last == self.schedule.rounds:
+            self.final_modules = dict(self.modules)
+        return _reply(message, self.contribution(self.schedule.due(last)), reports)
+
+    def adopt(self, modules: Mapping[ModuleKey, ModuleState], t: int) -> None:
+        """Take modules from the cloud; what was trained on them before is accounted for."""
+        self.modules = {**self.modules, **modules}
+        self.versions = {**self.versions, **dict.fromkeys(modules, t)}
+        for key in modules:
+            self._trained.pop(key, None)
+
+    def contribution(self, due: Collection[ModuleKey]) -> ModularUpdate:
+        """The edge's update of the modules that are due.
+
+        A module's mass counts the distinct devices that have trained it since its last
+        cloud aggregation, each with its latest number of examples.
+        """
+        mass = {k: sum(self._trained[k].values()) for k in due if self._trained.get(k)}
+        return ModularUpdate({k: self.modules[k] for k in mass}, mass)
+
+    def ask_train(self, report: RoundReport) -> list[Message]:
+        """Messages of an edge round, to the devices drawn for it."""
+        chosen = participants(
+            (m.index for m in self.members.values()),
+            fraction=self.fraction, seed=self.seed, t=report.t,
+        )  # fmt: skip
+        nodes = [n for n, m in self.members.items() if m.index in chosen]
+        return self._messages("train", nodes, report)
+
+    def learn(self, replies: Iterable[Message], report: RoundReport) -> None:
+        """Merge the devices' updates and publish the result, or nothing below the quorum."""
+        answers, refused = self.answers(replies, self.modules.keys() - self.personal)
+        report.dropped |= {str(k): why for k, why in refused.items()}
+        asked = len(answers) + len(refused)
+        if not self.has_quorum(len(answers), asked):
+            report.void.append(self.index)
+            log.warning(
+                "edge %d round %d: %d of %d devices answered, below the quorum of %g; "
+                "the modules stay as they were",
+                self.index, report.t, len(answers), asked, self.quorum,
+            )  # fmt: skip
+            return
+        self.publish(self.merged(answers), report.t, final=self.own)
+        for answer in answers:
+            report.devices.append(answer.member.index)
+            report.up_bytes += payload_bytes(answer.message.content)
+            metrics = answer.message.content.metric_records.get("metrics") or {}
+            report.loss += _scalar(metrics.get("loss"))
+            report.trained += int(_scalar(metrics.get("examples")))
+            for key, mass in answer.update.mass.items():
+                if mass > 0:
+                    self._trained[key][answer.member.index] = mass
+        log.info("edge %d round %d: %d devices", self.index, report.t, len(answers))
+
+    def ask_evaluate(self, report: RoundReport) -> list[Message]:
+        """Messages that have every device evaluate the edge's modules on its test shards."""
+        return self._messages("evaluate", list(self.members), report)
+
+    def score(self, replies: Iterable[Message], report: RoundReport, tier: str) -> None:
+        """Add up the devices' counts as those of the model of ``tier``."""
+        answers, refused = self.answers(replies)
+        report.dropped |= {str(k): f"evaluate: {why}" for k, why in refused.items()}
+        for answer in answers:
+            for name, values in (answer.message.content.metric_records.get("scores") or {}).items():
+                split, _, task = name.partition("/")
+                if isinstance(values, list) and len(values) == 3:
+                    score = Score(int(values[0]), int(values[1]), float(values[2]))
+                    report.add_score(tier, split, task, score)
+
+    def _messages(self, kind: str, nodes: Iterable[int], report: RoundReport) -> list[Message]:
+        """One message per node with exactly the modules that its profile names."""
+        out = []
+        for node in nodes:
+            keys = [k for k in self.members[node].keys if k in self.modules]
+            record = modules_record({k: self.modules[k] for k in keys if k not in self.personal})
+            config = ConfigRecord({"t": report.t})
+            content = RecordDict({MODULES: record, CONFIG: config})
+            report.down_bytes += payload_bytes(content)
+            out.append(
+                instruction(content, node_id=node, kind=kind, t=report.t, ttl_s=self.deadline_s)
+            )
+        return out
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """An edge round under Flower's own loop: a cluster without a cloud."""
+        if not self.modules:
+            self.adopt(modules_of(RecordDict({MODULES: arrays})), server_round - 1)
+        self.report = RoundReport(server_round)
+        return self.ask_train(self.report)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Publish the round's modules."""
+        self.learn(replies, self.report)
+        loss = self.report.loss / max(1, self.report.trained)
+        return modules_record(self.modules), MetricRecord({"loss": loss})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Have the cluster evaluate what the round published."""
+        return self.ask_evaluate(self.report)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Accuracy per split and task."""
+        self.score(replies, self.report, self.lower_tier)
+        return MetricRecord(
+            {
+                f"{split}/{task}": score.correct / max(1, score.total)
+                for split, tasks in self.report.scores.get(self.lower_tier, {}).items()
+                for task, score in tasks.items()
+            }
+        )
+
+
+def _reply(message: Message, update: ModularUpdate, reports: list[RoundReport]) -> Message:
+    content = RecordDict(
+        {
+            MODULES: modules_record(update.state),
+            MASS: mass_record(update.mass),
+            REPORT: ConfigRecord({"rounds": [r.to_json() for r in reports]}),
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+def _scalar(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0

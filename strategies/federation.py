@@ -1,0 +1,205 @@
+"""One federation: registers the devices, plants the tree of strategies, runs it, saves it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+
+from flwr.serverapp import Grid
+
+from hffm_flower import __version__
+from hffm_flower.config import RunConfig
+from hffm_flower.errors import ConfigError, HffmError, Interrupted, QuorumError
+from hffm_flower.modules import ModularState
+from hffm_flower.records import PROTOCOL, modules_record, write_state
+from hffm_flower.report import RoundReport, TaskFacts
+from hffm_flower.result import build, means, task_facts
+from hffm_flower.runfiles import RunFiles
+from hffm_flower.schedule import METHODS, Schedule, Scope
+from hffm_flower.topology import clusters
+from strategies.cloud import CloudStrategy
+from strategies.edge import EdgeStrategy
+from strategies.grids import ClusterGrid, NestedGrid
+from strategies.modular import Member
+from strategies.registration import Registered, initial_modules, register, wait_for_nodes
+
+log = logging.getLogger(__name__)
+
+Event = Callable[[Mapping[str, object]], None]
+"""Told of progress, for a live display: ``{"event": ..., ...}``."""
+
+
+def federate(
+    grid: Grid,
+    config: RunConfig,
+    files: RunFiles,
+    *,
+    event: Event = lambda event: None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Run a federation over a grid of devices and write its folder.
+
+    Args:
+        grid: Flower's grid, or any that behaves like it; its nodes are the devices.
+        config: The run's settings.
+        files: Folder to fill; it keeps what was finished when the run ends early.
+        event: Told of progress.
+        stop: Set from outside to end the run.
+
+    Raises:
+        HffmError: The run cannot begin, or cannot go on; nothing that was saved is lost.
+    """
+    if METHODS[config.method].pooled:
+        raise ConfigError(
+            "method 'central' has no federation; use 'hffm run --method central'", key="method"
+        )
+    stop = stop or threading.Event()
+    federation = Federation(config, files, event, stop)
+    status, reason = "failed", ""
+    try:
+        federation.run(grid)
+        status = "finished"
+    except Interrupted as error:
+        status, reason = "interrupted", str(error)
+        raise
+    except HffmError as error:
+        reason = str(error)
+        raise
+    finally:
+        federation.save(status, reason)
+
+
+class Federation:
+    """One run, from registration to the saved folder."""
+
+    def __init__(
+        self, config: RunConfig, files: RunFiles, event: Event, stop: threading.Event
+    ) -> None:
+        self.config, self.files, self.event, self.stop = config, files, event, stop
+        self.t = 0
+        self.phase = "waiting for nodes"
+        self.edges: dict[int, EdgeStrategy] = {}
+        self.cloud_modules: ModularState = {}
+        self.tasks: dict[str, TaskFacts] = {}
+        self.refused: dict[int, str] = {}
+        self.idle: list[int] = []
+        self.cycle = 1
+
+    def run(self, grid: Grid) -> None:
+        config, server = self.config, self.config.server
+        nodes = wait_for_nodes(
+            grid, config.tree.devices, deadline_s=server.deadline_s, stopped=self.stop.is_set
+        )
+        view = ClusterGrid(grid, nodes, stop=self.stop, watch=self._watch)
+        self.phase = "registering"
+        devices, self.refused = register(
+            view, nodes, version=f"{__version__} (protocol {PROTOCOL})",
+            fingerprint=config.fingerprint(),
+            deadline_s=server.deadline_s,
+        )  # fmt: skip
+        if len(devices) < max(1.0, server.quorum * config.tree.devices):
+            raise QuorumError(
+                f"{len(devices)} of {config.tree.devices} devices could be registered; "
+                + "; ".join(sorted(set(self.refused.values()))[:3])
+            )
+        self.idle = [d.profile.index for d in devices.values() if d.profile.idle]
+        self.tasks = task_facts(config.data.tasks, (d.profile for d in devices.values()))
+        keys = {key for device in devices.values() for key in device.keys}
+        schedule = Schedule.of(
+            keys, method=config.method, policy=server.modules,
+            period=config.tree.period, rounds=config.rounds,
+        )  # fmt: skip
+        self.cycle = schedule.cycle()
+        shared = keys - set(schedule.scoped(Scope.DEVICE))
+        self.phase = "initial modules"
+        initial = initial_modules(view, devices, shared, deadline_s=server.deadline_s)
+        self.cloud_modules = initial
+        self.edges = self._plant(devices, schedule)
+        self.phase = "training"
+        cloud = CloudStrategy(
+            {
+                node: Member(e.index, tuple(sorted({k for m in e.members.values() for k in m.keys})))
+                for node, e in self.edges.items()
+            },
+            schedule, initial,
+            optimizer=server.optimizer, quorum=server.quorum, deadline_s=server.deadline_s,
+            report_every=server.evaluate_every, on_round=self._on_round,
+        )  # fmt: skip
+        with _quiet_flower():
+            cloud.start(
+                NestedGrid(view, self.edges),
+                modules_record(initial),
+                num_rounds=len(cloud.exchanges),
+                timeout=cloud.round_timeout_s(),
+            )
+
+    def _plant(
+        self, devices: Mapping[int, Registered], schedule: Schedule
+    ) -> dict[int, EdgeStrategy]:
+        config, server = self.config, self.config.server
+        count = 1 if METHODS[config.method].flat else config.tree.edges
+        node_of = {d.profile.index: n for n, d in devices.items() if not d.profile.idle}
+        return {
+            index + 1: EdgeStrategy(
+                index,
+                {
+                    node_of[k]: Member(k, devices[node_of[k]].keys)
+                    for k in cluster if k in node_of
+                },
+                schedule,
+                seed=config.seed, fraction=server.fraction, optimizer=server.optimizer,
+                quorum=server.quorum, deadline_s=server.deadline_s,
+                report_every=server.evaluate_every,
+            )
+            for index, cluster in enumerate(clusters(config.tree.devices, count))
+        }  # fmt: skip
+
+    def _watch(self, done: int, asked: int) -> None:
+        self.event({"event": "wait", "phase": self.phase, "t": self.t, "done": done, "of": asked})
+
+    def _on_round(self, report: RoundReport, modules: ModularState) -> None:
+        self.t = report.t
+        self.files.append(report)
+        self.files.save_cloud(modules)
+        self.cloud_modules = modules
+        figures = means(report, self.tasks)
+        loss = report.loss / max(1, report.trained)
+        self.event(
+            {
+                "event": "round", "t": report.t, "loss": loss, "mean_global": figures,
+                "devices": len(report.devices), "dropped": len(report.dropped),
+            }
+        )  # fmt: skip
+        log.info(
+            "round %d: %d devices, loss %.3f%s", report.t, len(report.devices), loss,
+            "".join(f", {tier} {value:.3f}" for tier, value in figures.items()),
+        )  # fmt: skip
+
+    def save(self, status: str, reason: str) -> None:
+        self.files.save_cloud(self.cloud_modules)
+        for edge in self.edges.values():
+            write_state(self.files.edge(edge.index), edge.final_modules or edge.modules)
+        notes = {
+            "idle_devices": self.idle,
+            "refused_nodes": {str(n): why for n, why in self.refused.items()},
+        }
+        self.files.write_result(
+            build(
+                self.config, self.files.rounds(), self.tasks,
+                cycle=self.cycle, status=status, reason=reason, notes=notes,
+            )
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _quiet_flower() -> Iterator[None]:
+    """Flower's loop logs every record whole; keep its warnings."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,219 @@
+"""Grids: the one place where a simulated tree differs from a deployed one.
+
+`ClusterGrid` is a cluster's view of a Flower grid. `NestedGrid` is a grid whose nodes
+are edges: it plays them in this process, in lock step, over one grid of devices.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from typing import Any, Protocol
+
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from hffm_flower.errors import Interrupted
+
+log = logging.getLogger(__name__)
+
+NO_ANSWER = 3
+"""Error code of a node that did not answer in time (Flower: message unavailable)."""
+EDGE_FAILED = 2
+"""Error code of an edge that raised (Flower: the client app raised)."""
+
+Watch = Callable[[int, int], None]
+"""Told how many nodes have answered, and how many were asked."""
+
+
+class ClusterGrid(Grid):
+    """View of a grid, restricted to some nodes.
+
+    Every message gets exactly one reply, whose source is the node that was asked: silence
+    until the deadline and errors made on the way become error replies of that node.
+
+    Args:
+        grid: The grid underneath.
+        node_ids: Nodes that may be asked.
+        stop: Set from outside to end every wait with `Interrupted`.
+        watch: Called as replies come in.
+        poll_s: Pause between two looks for replies [s].
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        node_ids: Collection[int],
+        *,
+        stop: threading.Event | None = None,
+        watch: Watch | None = None,
+        poll_s: float = 0.05,
+    ) -> None:
+        self._grid = grid
+        self._node_ids = tuple(node_ids)
+        self._stop = stop or threading.Event()
+        self._watch: Watch = watch or (lambda done, asked: None)
+        self._poll_s = poll_s
+
+    def set_run(self, run: Run) -> None:
+        """Pass on to the grid underneath."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """Run of the grid underneath."""
+        return self._grid.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Pass on to the grid underneath."""
+        return self._grid.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Nodes of this view that are online."""
+        online = set(self._grid.get_node_ids())
+        return [n for n in self._node_ids if n in online]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send; a message to a node outside the view is refused.
+
+        Raises:
+            ValueError: A message goes elsewhere.
+        """
+        outgoing = list(messages)
+        strange = [m.metadata.dst_node_id for m in outgoing
+                   if m.metadata.dst_node_id not in self._node_ids]  # fmt: skip
+        if strange:
+            raise ValueError(f"nodes {strange} are not in this cluster")
+        return self._grid.push_messages(outgoing)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pass on to the grid underneath."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send, wait until all have answered or ``timeout`` [s] is over; in order of asking.
+
+        Raises:
+            Interrupted: The run was asked to stop.
+        """
+        asked: list[Message] = []
+        waiting: dict[str, Message] = {}
+        replies: dict[int, Message] = {}
+        for message in messages:
+            asked.append(message)
+            ids = list(self.push_messages([message]))
+            if ids and ids[0]:
+                waiting[ids[0]] = message
+            else:
+                replies[message.metadata.dst_node_id] = _error(message, "could not be sent")
+        until = None if timeout is None else time.monotonic() + timeout
+        while waiting:
+            if self._stop.is_set():
+                raise Interrupted("stopped while waiting for nodes")
+            for reply in self.pull_messages(list(waiting)):
+                question = waiting.pop(reply.metadata.reply_to_message_id)
+                node = question.metadata.dst_node_id
+                if reply.has_error() and reply.metadata.src_node_id != node:
+                    reply = Message(reply.error, reply_to=question)
+                replies[node] = reply
+            self._watch(len(replies), len(asked))
+            if not waiting:
+                break
+            if until is not None and time.monotonic() > until:
+                for question in waiting.values():
+                    silent = _error(question, f"no answer within {timeout:g} s")
+                    replies[question.metadata.dst_node_id] = silent
+                break
+            self._stop.wait(self._poll_s)
+        return [replies[m.metadata.dst_node_id] for m in asked]
+
+
+class Edge(Protocol):
+    """What a grid of edges plays: an edge's share of a cloud message, and its deadline."""
+
+    deadline_s: float
+
+    def cluster_round(
+        self, message: Message
+    ) -> Generator[list[Message], Iterable[Message], Message]:
+        """Yield messages for devices, receive their replies, return the edge's reply."""
+        ...
+
+
+class NestedGrid(ClusterGrid):
+    """Grid whose nodes are edges, each played in this process over a grid of devices.
+
+    All edges advance in lock step, so that the devices of all clusters work at once.
+
+    Args:
+        devices: Grid of all devices.
+        edges: Node id of an edge -> the edge.
+        watch: As in `ClusterGrid`, for the devices of all edges together.
+    """
+
+    def __init__(
+        self,
+        devices: ClusterGrid,
+        edges: Mapping[int, Edge],
+    ) -> None:
+        super().__init__(devices, tuple(edges))
+        self._devices = devices
+        self._edges = edges
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The edges; they are always online."""
+        return self._node_ids
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Play every edge's round to its end; the edges' own deadlines bound it."""
+        asked = list(messages)
+        rounds: dict[int, Generator[list[Message], Iterable[Message], Message]] = {}
+        pending: dict[int, list[Message]] = {}
+        done: dict[int, Message] = {}
+        question = {m.metadata.dst_node_id: m for m in asked}
+
+        def advance(edge: int, step: Callable[[], list[Message]]) -> None:
+            try:
+                pending[edge] = step()
+            except StopIteration as stop:
+                done[edge] = stop.value
+            except Interrupted:
+                raise
+            except Exception as error:  # a node that fails is data, as behind a real network
+                log.exception("edge node %d failed", edge)
+                done[edge] = Message(
+                    Error(EDGE_FAILED, f"{type(error).__name__}: {error}"),
+                    reply_to=question[edge],
+                )
+
+        for edge, message in question.items():
+            rounds[edge] = self._edges[edge].cluster_round(message)
+            advance(edge, lambda e=edge: next(rounds[e]))  # type: ignore[misc]
+        while pending:
+            sent, pending = pending, {}
+            owner = {m.metadata.dst_node_id: e for e, out in sent.items() for m in out}
+            limit = max(self._edges[e].deadline_s for e in sent)
+            answers: dict[int, list[Message]] = defaultdict(list)
+            outgoing = [m for out in sent.values() for m in out]
+            for reply in self._devices.send_and_receive(outgoing, timeout=limit):
+                answers[owner[reply.metadata.src_node_id]].append(reply)
+            for edge in sent:
+                advance(edge, lambda e=edge: rounds[e].send(answers[e]))  # type: ignore[misc]
+        return [done[m.metadata.dst_node_id] for m in asked]
+
+
+def instruction(content: RecordDict, *, node_id: int, kind: str, t: int, ttl_s: float) -> Message:
+    """A message to a node, in the group of edge round ``t``, valid for ``ttl_s`` [s]."""
+    return Message(content, node_id, kind, ttl=ttl_s, group_id=str(t))
+
+
+def _error(question: Message, reason: str) -> Message:
+    return Message(Error(NO_ANSWER, reason), reply_to=question)

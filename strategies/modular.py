@@ -1,0 +1,143 @@
+"""What edge and cloud strategies share: they own modules and aggregate them one by one.
+
+A strategy owns its state: the current modules, their versions, the optimisers' moments.
+The state is replaced in one step after a complete merge; whatever fails before leaves it
+as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Message
+from flwr.serverapp.strategy import Strategy
+
+from hffm_flower.errors import HffmError, ModuleError
+from hffm_flower.modules import ModularUpdate, ModuleKey, ModuleState, merge
+from hffm_flower.records import update_of
+from hffm_flower.schedule import Schedule
+from strategies.server_optimizers import OptimizerPolicy
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A child in the tree, as its parent knows it.
+
+    Attributes:
+        index: Index of the device or of the edge.
+        keys: Modules that it holds.
+    """
+
+    index: int
+    keys: tuple[ModuleKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A child's reply that can be used."""
+
+    member: Member
+    message: Message
+    update: ModularUpdate
+
+
+class ModularStrategy(Strategy):
+    """Aggregates modules, each over the children that trained it.
+
+    Args:
+        members: Node id -> child, of every child that takes part in the run.
+        schedule: Scope and period of every module.
+        optimizer: Server optimisers' policy string (`server_optimizers`).
+        quorum: Share of the asked children that must answer for a round to count.
+        deadline_s: How long to wait for one round's answers [s].
+    """
+
+    def __init__(
+        self,
+        members: Mapping[int, Member],
+        schedule: Schedule,
+        *,
+        optimizer: str,
+        quorum: float,
+        deadline_s: float,
+    ) -> None:
+        self.members = dict(sorted(members.items(), key=lambda item: item[1].index))
+        self.schedule = schedule
+        self.quorum = quorum
+        self.deadline_s = deadline_s
+        self.modules: dict[ModuleKey, ModuleState] = {}
+        self.versions: dict[ModuleKey, int] = {}
+        self._optimizer = OptimizerPolicy(optimizer)
+
+    def answers(
+        self, replies: Iterable[Message], allowed: Collection[ModuleKey] | None = None
+    ) -> tuple[list[Answer], dict[int, str]]:
+        """Usable replies in order of the children's index, and why the others are not.
+
+        Args:
+            replies: One per asked child.
+            allowed: Modules that children may send back; default: those they hold.
+        """
+        usable: list[Answer] = []
+        refused: dict[int, str] = {}
+        for reply in replies:
+            member = self.members[reply.metadata.src_node_id]
+            try:
+                if reply.has_error():
+                    raise ModuleError(f"error {reply.error.code}: {reply.error.reason}")
+                update = update_of(reply.content)
+                self._check(update, member.keys if allowed is None else allowed)
+            except HffmError as error:
+                refused[member.index] = " ".join(str(error).split())[:300]
+                log.warning("child %d dropped: %s", member.index, refused[member.index])
+            else:
+                usable.append(Answer(member, reply, update))
+        return sorted(usable, key=lambda a: a.member.index), refused
+
+    def has_quorum(self, usable: int, asked: int) -> bool:
+        """Whether enough of the asked children have answered."""
+        return usable >= self.quorum * asked and (usable > 0 or asked == 0)
+
+    def publish(self, update: ModularUpdate, t: int, *, final: Collection[ModuleKey]) -> None:
+        """Replace modules by the merged ``update`` of round ``t``, all or none.
+
+        Args:
+            update: Merged modules; those with no mass are absent and stay as they are.
+            t: Edge round, becomes the modules' version.
+            final: Modules that this tier decides; the server optimiser acts on these.
+        """
+        fresh = {
+            key: self._optimizer.step(key, self.modules[key], state) if key in final else state
+            for key, state in update.state.items()
+        }
+        self.modules = {**self.modules, **fresh}
+        self.versions = {**self.versions, **dict.fromkeys(fresh, t)}
+
+    def _check(self, update: ModularUpdate, allowed: Collection[ModuleKey]) -> None:
+        for key, state in update.state.items():
+            if key not in allowed or key not in self.modules:
+                raise ModuleError(f"sent {key}, which it was not asked for")
+            own = self.modules[key]
+            if {n: a.shape for n, a in state.items()} != {n: a.shape for n, a in own.items()}:
+                raise ModuleError(f"tensors of {key} have other names or shapes")
+            for name, array in state.items():
+                if array.dtype != np.float32:
+                    raise ModuleError(f"{key}/{name} is {array.dtype}, not float32")
+                if not np.isfinite(array).all():
+                    raise ModuleError(f"{key}/{name} is not finite")
+
+    @staticmethod
+    def merged(answers: Iterable[Answer]) -> ModularUpdate:
+        """Mean of the answers' updates, in their order."""
+        return merge(a.update for a in answers)
+
+    def summary(self) -> None:
+        """Log what this strategy aggregates."""
+        log.info(
+            "%s: %d children, %d modules", type(self).__name__, len(self.members), len(self.modules)
+        )

@@ -1,0 +1,19 @@
+"""Which devices take part in a round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from hffm_flower.seeding import stream_seed
+
+
+def participants(devices: Iterable[int], *, fraction: float, seed: int, t: int) -> tuple[int, ...]:
+    """``ceil(fraction * n)`` of ``devices``, drawn for edge round ``t``, in order.
+
+    Each device's lot depends on (seed, device, t) alone, so that a device is drawn alike
+    whoever else is there.
+    """
+    pool = sorted(devices)
+    lots = sorted(pool, key=lambda k: stream_seed(seed, "participation", k, t))
+    return tuple(sorted(lots[: math.ceil(fraction * len(pool))]))
