@@ -105,7 +105,7 @@ def evaluate_round(message: Message, context: Context) -> Message:
     with _one_thread():
         device = _device(context)
         model, _, _ = _assemble(message, context, device, before=t + 1)
-        scores = {
+        scores: dict[str, int | float | list[int] | list[float]] = {
             f"{split}/{task}": [float(s.correct), float(s.total), s.value]
             for split in ("iid", "skewed")
             for task, s in evaluate(model, device.test_data(split)).items()

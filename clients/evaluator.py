@@ -20,9 +20,10 @@ def evaluate(model: MultimodalModel, data: Iterable[TaskData]) -> dict[str, Scor
     scores: dict[str, Score] = {}
     for part in data:
         task, score = part.task, scores.get(part.task, Score())
-        for rows in torch.arange(len(part.targets), device=part.targets.device).split(BATCH):
-            inputs = {s: tokens.index(rows) for s, tokens in part.inputs.items()}
-            right, value = model.head(task).score(model(task, inputs), part.targets[rows])
+        for start in range(0, len(part), BATCH):
+            rows = torch.arange(start, min(start + BATCH, len(part)), device=part.targets.device)
+            batch = part.index(rows)
+            right, value = model.head(task).score(model(task, batch.inputs), batch.targets)
             score = score + Score(right, len(rows), value)
         scores[task] = score
     return scores

@@ -106,7 +106,7 @@ def train(
             loss = model.head(batch.task).loss(output.float(), batch.targets)
             objective = loss + _proximal(weights, start, config.proximal_mu) if start else loss
             optimizer.zero_grad(set_to_none=True)
-            objective.backward()
+            objective.backward()  # type: ignore[no-untyped-call]
             if config.clip_norm:
                 torch.nn.utils.clip_grad_norm_(weights, config.clip_norm)
             optimizer.step()

@@ -113,13 +113,26 @@ def update_of(content: RecordDict) -> ModularUpdate:
     Raises:
         ModuleError: Modules and masses do not name the same modules.
     """
-    record = content.metric_records.get(MASS) or {}
     mass: dict[ModuleKey, float] = {}
-    for name, value in record.items():
+    for name, value in metrics(content, MASS).items():
         if isinstance(value, list):
             raise ModuleError(f"mass of {name} is a list")
         mass[ModuleKey.parse(name)] = float(value)
     return ModularUpdate(modules_of(content), mass)
+
+
+def metrics(
+    content: RecordDict, record: str
+) -> Mapping[str, int | float | list[int] | list[float]]:
+    """A metric record of a message; empty if it is not there."""
+    found = content.metric_records.get(record)
+    return {} if found is None else dict(found)
+
+
+def words(content: RecordDict, record: str) -> Mapping[str, object]:
+    """A config record of a message; empty if it is not there."""
+    found = content.config_records.get(record)
+    return {} if found is None else dict(found)
 
 
 def text(content: RecordDict, record: str, name: str) -> str:
@@ -128,7 +141,7 @@ def text(content: RecordDict, record: str, name: str) -> str:
     Raises:
         ProtocolError: It is not there.
     """
-    value = (content.config_records.get(record) or {}).get(name)
+    value = words(content, record).get(name)
     if not isinstance(value, str):
         raise ProtocolError(f"the message has no text {record}.{name}")
     return value
@@ -140,7 +153,7 @@ def number(content: RecordDict, record: str, name: str) -> int:
     Raises:
         ProtocolError: It is not there.
     """
-    value = (content.config_records.get(record) or {}).get(name)
+    value = words(content, record).get(name)
     if not isinstance(value, int):
         raise ProtocolError(f"the message has no whole number {record}.{name}")
     return value

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 
 from hffm_flower.errors import ProtocolError, QuorumError
 from hffm_flower.modules import ModularState, ModuleKey
-from hffm_flower.records import CONFIG, MODULES, REPORT, modules_record, payload_bytes
+from hffm_flower.records import CONFIG, MODULES, REPORT, modules_record, payload_bytes, words
 from hffm_flower.report import RoundReport
 from hffm_flower.schedule import Schedule, Scope
 from strategies.edge import EVALUATE_CLUSTER, TRAIN_CLUSTER
@@ -147,7 +147,7 @@ class CloudStrategy(ModularStrategy):
         for index, why in refused.items():
             self._reports[max(self._reports)].dropped[f"edge {index}"] = why
         for answer in answers:
-            lines = (answer.message.content.config_records.get(REPORT) or {}).get("rounds")
+            lines = words(answer.message.content, REPORT).get("rounds")
             if not isinstance(lines, list):
                 raise ProtocolError(f"edge {answer.member.index} sent no report")
             for line in lines:

@@ -22,6 +22,7 @@ from hffm_flower.records import (
     MODULES,
     REPORT,
     mass_record,
+    metrics,
     modules_of,
     modules_record,
     number,
@@ -153,9 +154,9 @@ class EdgeStrategy(ModularStrategy):
         for answer in answers:
             report.devices.append(answer.member.index)
             report.up_bytes += payload_bytes(answer.message.content)
-            metrics = answer.message.content.metric_records.get("metrics") or {}
-            report.loss += _scalar(metrics.get("loss"))
-            report.trained += int(_scalar(metrics.get("examples")))
+            figures = metrics(answer.message.content, "metrics")
+            report.loss += _scalar(figures.get("loss"))
+            report.trained += int(_scalar(figures.get("examples")))
             for key, mass in answer.update.mass.items():
                 if mass > 0:
                     self._trained[key][answer.member.index] = mass
@@ -170,7 +171,7 @@ class EdgeStrategy(ModularStrategy):
         answers, refused = self.answers(replies)
         report.dropped |= {str(k): f"evaluate: {why}" for k, why in refused.items()}
         for answer in answers:
-            for name, values in (answer.message.content.metric_records.get("scores") or {}).items():
+            for name, values in metrics(answer.message.content, "scores").items():
                 split, _, task = name.partition("/")
                 if isinstance(values, list) and len(values) == 3:
                     score = Score(int(values[0]), int(values[1]), float(values[2]))

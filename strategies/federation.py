@@ -119,10 +119,7 @@ class Federation:
         self.edges = self._plant(devices, schedule)
         self.phase = "training"
         cloud = CloudStrategy(
-            {
-                node: Member(e.index, tuple(sorted({k for m in e.members.values() for k in m.keys})))
-                for node, e in self.edges.items()
-            },
+            {node: Member(e.index, e.keys) for node, e in self.edges.items()},
             schedule, initial,
             optimizer=server.optimizer, quorum=server.quorum, deadline_s=server.deadline_s,
             report_every=server.evaluate_every, on_round=self._on_round,

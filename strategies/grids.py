@@ -11,6 +11,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from flwr.app import Error, Message, RecordDict
@@ -26,6 +27,7 @@ NO_ANSWER = 3
 EDGE_FAILED = 2
 """Error code of an edge that raised (Flower: the client app raised)."""
 
+Step = Callable[[], list[Message]]
 Watch = Callable[[int, int], None]
 """Told how many nodes have answered, and how many were asked."""
 
@@ -180,7 +182,7 @@ class NestedGrid(ClusterGrid):
         done: dict[int, Message] = {}
         question = {m.metadata.dst_node_id: m for m in asked}
 
-        def advance(edge: int, step: Callable[[], list[Message]]) -> None:
+        def advance(edge: int, step: Step) -> None:
             try:
                 pending[edge] = step()
             except StopIteration as stop:
@@ -196,7 +198,7 @@ class NestedGrid(ClusterGrid):
 
         for edge, message in question.items():
             rounds[edge] = self._edges[edge].cluster_round(message)
-            advance(edge, lambda e=edge: next(rounds[e]))  # type: ignore[misc]
+            advance(edge, partial(next, rounds[edge]))
         while pending:
             sent, pending = pending, {}
             owner = {m.metadata.dst_node_id: e for e, out in sent.items() for m in out}
@@ -206,7 +208,7 @@ class NestedGrid(ClusterGrid):
             for reply in self._devices.send_and_receive(outgoing, timeout=limit):
                 answers[owner[reply.metadata.src_node_id]].append(reply)
             for edge in sent:
-                advance(edge, lambda e=edge: rounds[e].send(answers[e]))  # type: ignore[misc]
+                advance(edge, partial(rounds[edge].send, answers[edge]))
         return [done[m.metadata.dst_node_id] for m in asked]
 
 

@@ -74,6 +74,11 @@ class ModularStrategy(Strategy):
         self.versions: dict[ModuleKey, int] = {}
         self._optimizer = OptimizerPolicy(optimizer)
 
+    @property
+    def keys(self) -> tuple[ModuleKey, ...]:
+        """Modules that any child holds, sorted."""
+        return tuple(sorted({k for m in self.members.values() for k in m.keys}))
+
     def answers(
         self, replies: Iterable[Message], allowed: Collection[ModuleKey] | None = None
     ) -> tuple[list[Answer], dict[int, str]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from hffm_flower.errors import ProtocolError, QuorumError
+from hffm_flower.errors import HffmError, ProtocolError, QuorumError
 from hffm_flower.modules import ModuleKey, ModuleState, digest
 from hffm_flower.profile import NodeProfile
 from hffm_flower.records import CONFIG, modules_of, text
@@ -94,8 +94,8 @@ def register(
         try:
             device = _read(reply, version, fingerprint)
             found.append((device.profile.index, node, device))
-        except ProtocolError as error:
-            refused[node] = str(error)
+        except (HffmError, ValueError, KeyError, TypeError, AttributeError) as error:
+            refused[node] = f"profile of node {node} cannot be used: {error}"
     for index, node, device in sorted(found, key=lambda item: item[:2]):
         if any(index == other.profile.index for other in accepted.values()):
             refused[node] = f"device index {index} is taken by another node"

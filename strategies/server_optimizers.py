@@ -79,7 +79,7 @@ class Adam:
             for n, d in delta.items()
         }
         return {
-            n: a + self.rate * self.first[n] / (np.sqrt(self.second[n]) + self.tau)
+            n: a + self.rate * self.first[n] / (self.second[n] ** np.float32(0.5) + self.tau)
             for n, a in current.items()
         }
 

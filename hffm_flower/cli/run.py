@@ -128,8 +128,8 @@ def closing_table(result: Mapping[str, object]) -> Table:
     table.add_row("[bold]mean, global IID test[/]", f"[bold]{summary['mean_global']:.3f}[/]", "")
     table.add_row("mean, each device's own label mix", f"{summary['mean_personal']:.3f}", "")
     if summary["mean_global_cycle"] is not None:
-        value = f"{summary['mean_global_cycle']:.3f}"
-        table.add_row("mean over the last cloud cycle, edge models", value, "")
+        cycle = f"{summary['mean_global_cycle']:.3f}"
+        table.add_row("mean over the last cloud cycle, edge models", cycle, "")
     if summary["uncovered"]:
         table.add_row("test examples nobody evaluated", f"{summary['uncovered']:.1%}", "")
     if summary["dropped"]:

@@ -25,7 +25,8 @@ class BottleneckAdapter(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Add the bottleneck's output to ``x_BTD``."""
-        return x_BTD + self.up(F.gelu(self.down(x_BTD)))
+        out: Tensor = x_BTD + self.up(F.gelu(self.down(x_BTD)))
+        return out
 
 
 class LayerAdapters(nn.Module):

@@ -68,7 +68,8 @@ def attend(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, mask_BT: Tensor, heads: 
     """Multi-head scaled dot-product attention over the tokens where ``mask_BT`` is true."""
 
     def split(x_BTD: Tensor) -> Tensor:
-        return x_BTD.unflatten(-1, (heads, -1)).transpose(1, 2)
+        batch, tokens, _ = x_BTD.shape
+        return x_BTD.view(batch, tokens, heads, -1).transpose(1, 2)
 
     out_BHTD = F.scaled_dot_product_attention(
         split(q_BTD), split(k_BTD), split(v_BTD), attn_mask=mask_BT[:, None, None, :]

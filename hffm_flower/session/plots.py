@@ -119,11 +119,10 @@ def _draw_tree(axes: Any, config: RunConfig, plan: Plan) -> None:
     )
     axes.tick_params(length=0)
     axes.spines[["left", "bottom"]].set_visible(False)
-    mark = {"marker": "o", "ls": "", "markeredgecolor": "#5b8c5a"}
     axes.legend(
         handles=[
-            Line2D([], [], color="#5b8c5a", label="trains", **mark),
-            Line2D([], [], markerfacecolor="w", label="idle: nothing to train", **mark),
+            Line2D([], [], marker="o", ls="", color="#5b8c5a", markerfacecolor=fill, label=label)
+            for fill, label in (("#5b8c5a", "trains"), ("w", "idle: nothing to train"))
         ],
         fontsize=8, frameon=False, loc="upper right",
     )  # fmt: skip

@@ -20,6 +20,7 @@ import psutil
 
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import HffmError, Interrupted
+from hffm_flower.modules import ModuleKey, ModuleState
 from hffm_flower.records import write_state
 from hffm_flower.report import RoundReport
 from hffm_flower.runfiles import RunFiles
@@ -208,7 +209,7 @@ def _export_devices(config: RunConfig, plan: Plan, files: RunFiles, state: Path)
 
     roots = [p for p in state.glob("*") if p.is_dir()]
     for profile in plan.profiles:
-        own = {}
+        own: dict[ModuleKey, ModuleState] = {}
         for root in roots:
             own = dict(DeviceStore(root, profile.index).read(config.rounds + 1)) or own
         write_state(files.device(profile.index), own)
