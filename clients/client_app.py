@@ -62,7 +62,10 @@ def init(message: Message, context: Context) -> Message:
     with _one_thread():
         state = _device(context).model().state()
     send = _keys(text(message.content, CONFIG, "send"))
-    digests = {str(k): digest(state[k]) for k in _keys(text(message.content, CONFIG, "digest"))}
+    compare = _keys(text(message.content, CONFIG, "digest"))
+    if lacking := sorted(str(k) for k in {*send, *compare} - state.keys()):
+        raise ProtocolError(f"this device does not hold {', '.join(lacking)}")
+    digests = {str(k): digest(state[k]) for k in compare}
     content = RecordDict(
         {
             MODULES: modules_record({k: state[k] for k in send}),

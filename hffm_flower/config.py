@@ -85,7 +85,7 @@ class TrainConfig(_Section):
     local_epochs: int = Field(2, ge=1)
     local_steps: int = Field(0, ge=0, description="steps per round; 0: local-epochs decide")
     batch_size: int = Field(16, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
     final_learning_rate: float = Field(
         0.2, gt=0, le=1, description="share of learning-rate that is left at t = T (linear)"
     )
@@ -149,7 +149,7 @@ class RunConfig(_Section):
     @classmethod
     def load(
         cls,
-        path: Path | None = None,
+        path: str | Path | None = None,
         options: Mapping[str, tuple[str, object]] | None = None,
         *,
         base: Mapping[str, object] | None = None,
@@ -165,7 +165,7 @@ class RunConfig(_Section):
         origin: dict[str, str] = {}
         if path is not None:
             try:
-                table = tomllib.loads(path.read_text(encoding="utf-8"))
+                table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"cannot read the config {str(path)!r}: {error}") from error
             except tomllib.TOMLDecodeError as error:

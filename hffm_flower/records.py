@@ -32,7 +32,7 @@ def to_bytes(state: ModularState) -> bytes:
     """Safetensors bytes of ``state``, tensors named ``kind/name/tensor``."""
     return save(
         {
-            f"{key}/{name}": np.ascontiguousarray(array)
+            f"{key}/{name}": np.asarray(array, order="C")  # keeps shape ()
             for key in sorted(state)
             for name, array in sorted(state[key].items())
         }
@@ -47,7 +47,7 @@ def from_bytes(data: bytes) -> dict[ModuleKey, dict[str, Tensor]]:
     """
     try:
         flat = load(data)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # KeyError: a dtype that numpy lacks
         raise ModuleError(f"not a safetensors file of modules: {error}") from error
     state: dict[ModuleKey, dict[str, Tensor]] = defaultdict(dict)
     for name, array in flat.items():
@@ -93,7 +93,11 @@ def modules_of(content: RecordDict) -> dict[ModuleKey, dict[str, Tensor]]:
         return {}
     if list(record) != [MODULES]:
         raise ModuleError(f"record {MODULES!r} holds {list(record)}; one array is expected")
-    return from_bytes(record[MODULES].numpy().tobytes())
+    try:
+        data = record[MODULES].numpy()
+    except (TypeError, ValueError, EOFError) as error:
+        raise ModuleError(f"record {MODULES!r} is no numpy array: {error}") from error
+    return from_bytes(data.tobytes())
 
 
 def payload_bytes(content: RecordDict) -> int:

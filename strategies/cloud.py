@@ -8,7 +8,6 @@ are edges played in process or real ones.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -69,7 +68,6 @@ class CloudStrategy(ModularStrategy):
         self._held: dict[int, dict[ModuleKey, int]] = {n: {} for n in members}
         self._sent: dict[int, dict[ModuleKey, int]] = {}
         self._reports: dict[int, RoundReport] = {}
-        self._began = time.monotonic()
 
     def span(self, server_round: int) -> tuple[int, int]:
         """First and last edge round of an exchange."""
@@ -129,7 +127,8 @@ class CloudStrategy(ModularStrategy):
     ) -> Iterable[Message]:
         """Have the cloud's modules evaluated, if it has just aggregated any."""
         _, last = self.span(server_round)
-        return self._messages(EVALUATE_CLUSTER, last, last) if self.schedule.due(last) else []
+        aggregated = last in self.versions.values()
+        return self._messages(EVALUATE_CLUSTER, last, last) if aggregated else []
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -137,7 +136,6 @@ class CloudStrategy(ModularStrategy):
         """Add up the counts and close the books on these edge rounds."""
         self._take(replies)
         for report in self._reports.values():
-            report.seconds = time.monotonic() - self._began
             self._on_round(report, self.modules)
         return None
 

@@ -9,8 +9,9 @@ advances its own.
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -56,6 +57,7 @@ class EdgeStrategy(ModularStrategy):
         quorum: As in `ModularStrategy`; a round below it publishes nothing.
         deadline_s: As in `ModularStrategy`.
         report_every: Edge rounds between reports where nothing reaches the cloud.
+        on_round: Told of every edge round as it ends, before the cloud hears of it.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class EdgeStrategy(ModularStrategy):
         quorum: float,
         deadline_s: float,
         report_every: int,
+        on_round: Callable[[RoundReport], None] = lambda report: None,
     ) -> None:
         super().__init__(
             members, schedule, optimizer=optimizer, quorum=quorum, deadline_s=deadline_s
@@ -82,6 +85,7 @@ class EdgeStrategy(ModularStrategy):
         self.personal = frozenset(schedule.scoped(Scope.DEVICE))
         self.lower_tier = "device" if self.personal else "edge"
         self.report = RoundReport(0)
+        self._on_round = on_round
         self.final_modules: dict[ModuleKey, ModuleState] = {}
         self._trained: dict[ModuleKey, dict[int, float]] = defaultdict(dict)
 
@@ -96,9 +100,10 @@ class EdgeStrategy(ModularStrategy):
         """
         content = message.content
         first, last = number(content, CONFIG, "first"), number(content, CONFIG, "last")
-        self.adopt(modules_of(content), first - 1)
+        evaluates = message.metadata.message_type == EVALUATE_CLUSTER
+        self.adopt(modules_of(content), last if evaluates else first - 1)
         reports: list[RoundReport] = []
-        if message.metadata.message_type == EVALUATE_CLUSTER:
+        if evaluates:
             reports.append(RoundReport(last))
             self.score((yield self.ask_evaluate(reports[0])), reports[0], "cloud")
             return _reply(message, ModularUpdate({}, {}), reports)
@@ -108,6 +113,7 @@ class EdgeStrategy(ModularStrategy):
             if t in self.evaluated:
                 self.score((yield self.ask_evaluate(report)), report, self.lower_tier)
             reports.append(report)
+            self._on_round(report)
         if last == self.schedule.rounds:
             self.final_modules = dict(self.modules)
         return _reply(message, self.contribution(self.schedule.due(last)), reports)
@@ -173,7 +179,9 @@ class EdgeStrategy(ModularStrategy):
         for answer in answers:
             for name, values in metrics(answer.message.content, "scores").items():
                 split, _, task = name.partition("/")
-                if isinstance(values, list) and len(values) == 3:
+                if not isinstance(values, list) or len(values) != 3:
+                    continue
+                if all(map(math.isfinite, values)):
                     score = Score(int(values[0]), int(values[1]), float(values[2]))
                     report.add_score(tier, split, task, score)
 
@@ -240,4 +248,4 @@ def _reply(message: Message, update: ModularUpdate, reports: list[RoundReport]) 
 
 
 def _scalar(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0

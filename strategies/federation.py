@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 
 from flwr.serverapp import Grid
@@ -86,6 +88,9 @@ class Federation:
         self.refused: dict[int, str] = {}
         self.idle: list[int] = []
         self.cycle = 1
+        self.exchanges: frozenset[int] = frozenset()
+        self._began = time.monotonic()
+        self._open: dict[int, list[RoundReport]] = defaultdict(list)
 
     def run(self, grid: Grid) -> None:
         config, server = self.config, self.config.server
@@ -124,6 +129,7 @@ class Federation:
             optimizer=server.optimizer, quorum=server.quorum, deadline_s=server.deadline_s,
             report_every=server.evaluate_every, on_round=self._on_round,
         )  # fmt: skip
+        self.exchanges = frozenset(cloud.exchanges)
         with _quiet_flower():
             cloud.start(
                 NestedGrid(view, self.edges),
@@ -148,7 +154,7 @@ class Federation:
                 schedule,
                 seed=config.seed, fraction=server.fraction, optimizer=server.optimizer,
                 quorum=server.quorum, deadline_s=server.deadline_s,
-                report_every=server.evaluate_every,
+                report_every=server.evaluate_every, on_round=self._on_edge_round,
             )
             for index, cluster in enumerate(clusters(config.tree.devices, count))
         }  # fmt: skip
@@ -156,11 +162,29 @@ class Federation:
     def _watch(self, done: int, asked: int) -> None:
         self.event({"event": "wait", "phase": self.phase, "t": self.t, "done": done, "of": asked})
 
+    def _on_edge_round(self, report: RoundReport) -> None:
+        """Write an edge round as soon as all edges have ended it, unless the cloud will."""
+        self._open[report.t].append(report)
+        if report.t not in self.exchanges:
+            self._close(report.t)
+
+    def _close(self, t: int) -> None:
+        if t > self.t and len(self._open[t]) == len(self.edges):
+            total = RoundReport(t)
+            for part in self._open.pop(t):
+                total.add(part)
+            self._write(total)
+
     def _on_round(self, report: RoundReport, modules: ModularState) -> None:
-        self.t = report.t
-        self.files.append(report)
-        self.files.save_cloud(modules)
         self.cloud_modules = modules
+        self.files.save_cloud(modules)
+        if report.t > self.t:
+            self._write(report)
+
+    def _write(self, report: RoundReport) -> None:
+        self.t = report.t
+        report.seconds = time.monotonic() - self._began
+        self.files.append(report)
         figures = means(report, self.tasks)
         loss = report.loss / max(1, report.trained)
         self.event(
@@ -175,6 +199,9 @@ class Federation:
         )  # fmt: skip
 
     def save(self, status: str, reason: str) -> None:
+        """Write what there is, of a run that has ended in whatever way."""
+        for t in sorted(self._open):
+            self._close(t)
         self.files.save_cloud(self.cloud_modules)
         for edge in self.edges.values():
             write_state(self.files.edge(edge.index), edge.final_modules or edge.modules)

@@ -105,35 +105,35 @@ class ClusterGrid(Grid):
             Interrupted: The run was asked to stop.
         """
         asked: list[Message] = []
-        waiting: dict[str, Message] = {}
+        waiting: dict[str, int] = {}
         replies: dict[int, Message] = {}
-        for message in messages:
+        for place, message in enumerate(messages):
             asked.append(message)
             ids = list(self.push_messages([message]))
             if ids and ids[0]:
-                waiting[ids[0]] = message
+                waiting[ids[0]] = place
             else:
-                replies[message.metadata.dst_node_id] = _error(message, "could not be sent")
+                replies[place] = _error(message, "could not be sent")
         until = None if timeout is None else time.monotonic() + timeout
         while waiting:
             if self._stop.is_set():
                 raise Interrupted("stopped while waiting for nodes")
             for reply in self.pull_messages(list(waiting)):
-                question = waiting.pop(reply.metadata.reply_to_message_id)
+                place = waiting.pop(reply.metadata.reply_to_message_id)
+                question = asked[place]
                 node = question.metadata.dst_node_id
                 if reply.has_error() and reply.metadata.src_node_id != node:
                     reply = Message(reply.error, reply_to=question)
-                replies[node] = reply
+                replies[place] = reply
             self._watch(len(replies), len(asked))
             if not waiting:
                 break
             if until is not None and time.monotonic() > until:
-                for question in waiting.values():
-                    silent = _error(question, f"no answer within {timeout:g} s")
-                    replies[question.metadata.dst_node_id] = silent
+                for place in waiting.values():
+                    replies[place] = _error(asked[place], f"no answer within {timeout:g} s")
                 break
             self._stop.wait(self._poll_s)
-        return [replies[m.metadata.dst_node_id] for m in asked]
+        return [replies[place] for place in range(len(asked))]
 
 
 class Edge(Protocol):

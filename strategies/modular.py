@@ -23,6 +23,9 @@ from strategies.server_optimizers import OptimizerPolicy
 
 log = logging.getLogger(__name__)
 
+_LEAST_MASS, _MOST_MASS, _TOO_LARGE = 1e-6, 1e12, 1e20
+"""Bounds of a mass [examples] and of a value, within which no float32 sum overflows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -127,14 +130,17 @@ class ModularStrategy(Strategy):
         for key, state in update.state.items():
             if key not in allowed or key not in self.modules:
                 raise ModuleError(f"sent {key}, which it was not asked for")
+            mass = update.mass[key]
+            if mass and not _LEAST_MASS <= mass <= _MOST_MASS:
+                raise ModuleError(f"mass of {key} is {mass:g}, which is no number of examples")
             own = self.modules[key]
             if {n: a.shape for n, a in state.items()} != {n: a.shape for n, a in own.items()}:
                 raise ModuleError(f"tensors of {key} have other names or shapes")
             for name, array in state.items():
                 if array.dtype != np.float32:
                     raise ModuleError(f"{key}/{name} is {array.dtype}, not float32")
-                if not np.isfinite(array).all():
-                    raise ModuleError(f"{key}/{name} is not finite")
+                if not (np.abs(array) < _TOO_LARGE).all():
+                    raise ModuleError(f"{key}/{name} is not finite, or so large that sums are not")
 
     @staticmethod
     def merged(answers: Iterable[Answer]) -> ModularUpdate:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from hffm_flower.errors import HffmError, ProtocolError, QuorumError
+from hffm_flower.errors import HffmError, Interrupted, ProtocolError, QuorumError
 from hffm_flower.modules import ModuleKey, ModuleState, digest
 from hffm_flower.profile import NodeProfile
 from hffm_flower.records import CONFIG, modules_of, text
@@ -52,13 +52,16 @@ def wait_for_nodes(
 
     Raises:
         QuorumError: Fewer are online after ``deadline_s`` [s].
+        Interrupted: The run was asked to stop.
     """
     until = time.monotonic() + deadline_s
     while True:
         online = sorted(grid.get_node_ids())
         if len(online) >= count:
             return tuple(online)
-        if stopped() or time.monotonic() > until:
+        if stopped():
+            raise Interrupted("stopped while waiting for nodes")
+        if time.monotonic() > until:
             raise QuorumError(f"{len(online)} of {count} nodes were online after {deadline_s:g} s")
         time.sleep(0.05)
 
@@ -153,13 +156,18 @@ def initial_modules(
         if reply.has_error():
             raise ProtocolError(f"device {index} gave no initial modules: {reply.error.reason}")
         modules |= modules_of(reply.content)
-        digests[index] = json.loads(text(reply.content, "digests", "json"))
+        try:
+            digests[index] = dict(json.loads(text(reply.content, "digests", "json")))
+        except (TypeError, ValueError, ProtocolError) as error:
+            raise ProtocolError(f"device {index} gave no digests: {error}") from error
     absent = sorted(str(k) for k in giver if k not in modules)
     if absent:
         raise ProtocolError(f"no device sent the initial {', '.join(absent)}")
     own = {str(key): digest(state) for key, state in modules.items()}
-    for index, theirs in digests.items():
-        other = sorted(name for name, value in theirs.items() if own.get(name) != value)
+    for node, device in devices.items():
+        index = device.profile.index
+        asked = [str(k) for k in device.keys if k in giver and giver[k] != node]
+        other = [name for name in asked if digests[index].get(name) != own[name]]
         if other:
             raise ProtocolError(
                 f"device {index} begins with other bits in {', '.join(other)}; "
@@ -185,4 +193,6 @@ def _read(reply: Message, version: str, fingerprint: str) -> Registered:
         wanted=tuple(raw["wanted"]),
         tests={str(t): int(n) for t, n in raw["tests"].items()},
     )
-    return Registered(profile, dict(raw["layout"]))
+    device = Registered(profile, dict(raw["layout"]))
+    _ = device.keys  # layout names are checked here, where a bad one refuses this node alone
+    return device

@@ -16,4 +16,5 @@ def participants(devices: Iterable[int], *, fraction: float, seed: int, t: int) 
     """
     pool = sorted(devices)
     lots = sorted(pool, key=lambda k: stream_seed(seed, "participation", k, t))
-    return tuple(sorted(lots[: math.ceil(fraction * len(pool))]))
+    count = math.ceil(round(fraction * len(pool), 9))  # 0.28 * 25 is 7.000000000000001
+    return tuple(sorted(lots[:count]))

@@ -8,6 +8,7 @@ module from it. Chosen per module kind by one string, first match wins::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Final, Protocol
@@ -40,7 +41,8 @@ class Momentum:
     """Server momentum (FedAvgM). Source: Hsu et al. 2019, arXiv 1909.06335, Sec. 4.3."""
 
     def __init__(self, rate: float = 1.0, beta: float = 0.9) -> None:
-        _require(rate > 0 and 0 <= beta < 1, f"momentum:{rate}:{beta}", "LR > 0, 0 <= BETA < 1")
+        fits = 0 < rate < math.inf and 0 <= beta < 1
+        _require(fits, f"momentum:{rate}:{beta}", "LR > 0, 0 <= BETA < 1")
         self.rate, self.beta = np.float32(rate), np.float32(beta)
         self.velocity: dict[str, Tensor] = {}
 
@@ -61,7 +63,7 @@ class Adam:
     tau: Final = np.float32(1e-3)
 
     def __init__(self, rate: float = 0.01) -> None:
-        _require(rate > 0, f"adam:{rate}", "LR > 0")
+        _require(0 < rate < math.inf, f"adam:{rate}", "LR > 0")
         self.rate = np.float32(rate)
         self.first: dict[str, Tensor] = {}
         self.second: dict[str, Tensor] = {}

@@ -41,14 +41,14 @@ def run_command(
     )  # fmt: skip
     with console.status("checking settings, assets and data"):
         from hffm_flower.runfiles import RunFiles
-        from hffm_flower.session.preflight import check
+        from hffm_flower.session.preflight import check, edges_of
         from hffm_flower.session.run import default_folder, execute
 
         plan = check(chosen)
         files = RunFiles.create(out or default_folder(chosen))
     console.print(
         f"[bold]{chosen.method}[/], {chosen.tree.devices} devices in "
-        f"{chosen.tree.edges} clusters, {len(chosen.data.tasks)} tasks, "
+        f"{edges_of(chosen)} clusters, {len(chosen.data.tasks)} tasks, "
         f"{chosen.model.backbone} ({chosen.model.weights} encoders), "
         f"T = {chosen.rounds}, seed {chosen.seed}"
     )

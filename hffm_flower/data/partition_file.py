@@ -64,7 +64,7 @@ def load_partition(path: Path) -> Partition:
                 {task: _shards(file, f"{split}/{task}") for task in head["tasks"]}
                 for split in SPLITS
             )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ConfigError(
             f"{path} is not a partition that this version wrote ({error}); draw it again",
             key="data",

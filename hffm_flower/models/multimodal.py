@@ -109,6 +109,7 @@ class MultimodalModel(nn.Module):
         tasks: Tasks with a head here.
         modalities: Modalities with a projector here.
         frozen: The backbone's frozen part (`Backbone.load_frozen`); shared, never changed.
+        keys: Modules to hold; default: those that examples with all of ``modalities`` need.
     """
 
     def __init__(
@@ -117,13 +118,16 @@ class MultimodalModel(nn.Module):
         tasks: Collection[str],
         modalities: Collection[str],
         frozen: nn.Module,
+        *,
+        keys: Collection[ModuleKey] | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
         self.modalities = frozenset(modalities)
         self.tasks = tuple(tasks)
         self.family: type[Backbone] = BACKBONES[spec.backbone]
-        self.keys = module_keys(tasks, modalities, spec.backbone)
+        default = module_keys(tasks, modalities, spec.backbone)
+        self.keys = default if keys is None else tuple(sorted(keys))
         modality_of = {s: m for t in tasks for s, m in streams_of(t, modalities).items()}
         self.parts = nn.ModuleDict({_name(key): self._make(key, modality_of) for key in self.keys})
         self.frozen = frozen
@@ -189,7 +193,7 @@ class MultimodalModel(nn.Module):
         }
 
     def load(self, state: ModularState) -> None:
-        """Copy ``state`` in; modules that it does not name stay as they are.
+        """Copy ``state`` in, all or nothing; modules that it does not name stay as they are.
 
         Raises:
             ModuleError: It names a module that is not here, or tensors that do not fit.
@@ -205,6 +209,7 @@ class MultimodalModel(nn.Module):
                 tuple(own[n].shape) != np.shape(a) for n, a in tensors.items()
             ):
                 raise ModuleError(f"tensors of {key} do not fit this model")
+        for key, tensors in state.items():
             self.part(key).load_state_dict(
                 {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in tensors.items()}
             )

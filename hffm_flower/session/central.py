@@ -20,7 +20,7 @@ from hffm_flower.accelerator import choose_device
 from hffm_flower.config import RunConfig
 from hffm_flower.data.local import TaskData, pool
 from hffm_flower.errors import HffmError, Interrupted
-from hffm_flower.models.multimodal import MultimodalModel
+from hffm_flower.models.multimodal import MultimodalModel, module_keys
 from hffm_flower.report import RoundReport
 from hffm_flower.result import build, means, task_facts
 from hffm_flower.runfiles import RunFiles
@@ -32,8 +32,10 @@ def pooled_model(config: RunConfig, devices: Iterable[Device], on: torch.device)
     """One model with every module that any device has, at its initial values."""
     profiles = [d.profile for d in devices]
     modalities = {m for p in profiles for m in p.modalities}
+    spec = model_spec(config)
+    keys = {k for p in profiles for k in module_keys(p.tasks, p.modalities, spec.backbone)}
     frozen = frozen_layers(config, on)
-    return MultimodalModel(model_spec(config), config.data.tasks, modalities, frozen).to(on)
+    return MultimodalModel(spec, config.data.tasks, modalities, frozen, keys=keys).to(on)
 
 
 def train_pooled(

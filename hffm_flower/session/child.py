@@ -1,4 +1,4 @@
-"""The process in which a run works: ``python -m hffm_flower.session.child CONFIG OUT``.
+"""The process in which a run works: ``python -m hffm_flower.session.child CONFIG OUT SCRATCH``.
 
 Events go to the file descriptor in ``HFFM_EVENTS`` as JSON lines. Standard input is held
 open by the parent: when it closes, for whatever reason, the run is asked to stop.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 import warnings
@@ -24,7 +25,7 @@ STOPPED = 3
 FAILED = 1
 
 
-def main(config_file: str, out: str) -> int:
+def main(config_file: str, out: str, scratch: str) -> int:
     """Run and return the exit code."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.basicConfig(
@@ -50,7 +51,9 @@ def main(config_file: str, out: str) -> int:
 
             train_pooled(config, files, event=event, stop=stop)
         else:
-            _simulate(config, files, event, stop)
+            from hffm_flower.session.flower_simulation import simulate
+
+            simulate(config, files, event=event, stop=stop, scratch=Path(scratch))
     except Interrupted as error:
         event({"event": "stopped", "reason": str(error)})
         return STOPPED
@@ -62,13 +65,9 @@ def main(config_file: str, out: str) -> int:
         event({"event": "error", "kind": type(error).__name__, "reason": str(error)})
         logging.getLogger(__name__).exception("the run ended with an error")
         return FAILED
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)  # the parent may be gone by now
     return 0
-
-
-def _simulate(config: RunConfig, files: RunFiles, event: object, stop: threading.Event) -> None:
-    from hffm_flower.session.flower_simulation import simulate
-
-    simulate(config, files, event=event, stop=stop)  # type: ignore[arg-type]
 
 
 def _watch_parent(stop: threading.Event) -> None:
@@ -79,7 +78,7 @@ def _watch_parent(stop: threading.Event) -> None:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\..*")
-    code = main(sys.argv[1], sys.argv[2])
+    code = main(*sys.argv[1:])
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -42,8 +43,17 @@ class ConfiguredClientApp(ClientApp):
         return app(message, known)
 
 
-def simulate(config: RunConfig, files: RunFiles, *, event: Event, stop: threading.Event) -> None:
+def simulate(
+    config: RunConfig, files: RunFiles, *, event: Event, stop: threading.Event, scratch: Path
+) -> None:
     """Run a federation with every device in a Ray actor; returns when it has ended.
+
+    Args:
+        config: The run's settings.
+        files: Folder to fill.
+        event: Told of progress.
+        stop: Set from outside to end the run.
+        scratch: Folder for Ray's sockets and logs; a short path.
 
     Raises:
         HffmError: What ended the run early.
@@ -63,6 +73,8 @@ def simulate(config: RunConfig, files: RunFiles, *, event: Event, stop: threadin
         num_supernodes=config.tree.devices,
         backend_config={
             "init_args": {
+                "address": "local",
+                "_temp_dir": str(scratch),
                 "num_cpus": actors,
                 "object_store_memory": OBJECT_STORE_BYTES,
                 "include_dashboard": False,

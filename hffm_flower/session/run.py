@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import queue
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +28,7 @@ from hffm_flower.report import RoundReport
 from hffm_flower.runfiles import RunFiles
 from hffm_flower.session.preflight import Plan, check
 
+CHILD = "hffm_flower.session.child"
 GRACE_S = 30.0
 """How long a child may take to save and end once asked to [s]."""
 
@@ -81,8 +84,12 @@ def run(
 
 
 def default_folder(config: RunConfig) -> Path:
-    """``paths.out``, else ``runs/<date>-<time>`` here."""
-    return Path(config.paths.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
+    """``paths.out``, else a new ``runs/<date>-<time>`` here."""
+    if config.paths.out:
+        return Path(config.paths.out)
+    first = Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    others = (first.with_name(f"{first.name}-{n}") for n in itertools.count(2))
+    return next(path for path in itertools.chain([first], others) if not path.exists())
 
 
 def execute(config: RunConfig, plan: Plan, files: RunFiles, show: Show) -> RunResult:
@@ -104,7 +111,10 @@ def _work(config: RunConfig, files: RunFiles, show: Show) -> None:
     config_file = files.root / ".config.json"
     config_file.write_text(json.dumps(config.to_flwr()), encoding="utf-8")
     try:
-        with _child(config_file, files) as (child, events):
+        with (
+            tempfile.TemporaryDirectory(prefix="hffm-", ignore_cleanup_errors=True) as scratch,
+            _child(config_file, files, scratch) as (child, events),
+        ):
             failure = _follow(child, events, show)
             code = child.wait()
     finally:
@@ -141,13 +151,13 @@ def _follow(
 
 @contextlib.contextmanager
 def _child(
-    config_file: Path, files: RunFiles
+    config_file: Path, files: RunFiles, scratch: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], queue.Queue[str | None]]]:
     """A child process that is gone when this ends, with all that it started."""
     receive, send = os.pipe()
     with (files.root / "run.log").open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "hffm_flower.session.child", str(config_file), str(files.root)],
+            [sys.executable, "-m", CHILD, str(config_file), str(files.root), scratch],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,

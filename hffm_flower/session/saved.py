@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ from hffm_flower.accelerator import choose_device
 from hffm_flower.config import RunConfig
 from hffm_flower.data.dataset import Item
 from hffm_flower.errors import ConfigError, OutputError, one_of
+from hffm_flower.models.backbones import BACKBONES
 from hffm_flower.models.encoders.encoder import Tokens
 from hffm_flower.models.multimodal import MultimodalModel, streams_of
-from hffm_flower.modules import ModularState
+from hffm_flower.modules import ModularState, ModuleKey, ModuleKind
 from hffm_flower.records import read_state
-from hffm_flower.report import RoundReport
 from hffm_flower.result import summarise, task_facts
 from hffm_flower.runfiles import RunFiles
 from hffm_flower.schedule import METHODS
@@ -114,13 +115,15 @@ def load(folder: str | Path, node: str | None = None) -> Predictor:
             f"{node or 'the cloud'} has no modules of its own after method {config.method!r}; "
             "load a device, e.g. node='device/0'"
         )
-    tasks = [k.name for k in state if k.kind == "head"]
+    tasks = [k.name for k in state if k.kind is ModuleKind.HEAD]
+    readable = {ModuleKey(ModuleKind.PROJECTOR, s) for s in native_streams(config)} | state.keys()
     modalities = {
         m for t in tasks for m, s in TASKS[t].inputs.items()
-        if f"projector/{s}" in map(str, state) or m == "text"
-    } & set(config.encoder_names())  # fmt: skip
-    model = MultimodalModel(model_spec(config), tasks, modalities, frozen_layers(config, on)).to(on)
-    model.load({k: v for k, v in state.items() if k in model.keys})
+        if m in config.encoder_names() and ModuleKey(ModuleKind.PROJECTOR, s) in readable
+    }  # fmt: skip
+    frozen = frozen_layers(config, on)
+    model = MultimodalModel(model_spec(config), tasks, modalities, frozen, keys=state).to(on)
+    model.load(state)
     return Predictor(config, model, on)
 
 
@@ -138,22 +141,30 @@ def recompute(folder: str | Path) -> tuple[dict[str, object], dict[str, object]]
 
     Returns:
         The summary from the models, and the one in ``result.json``.
+
+    Raises:
+        OutputError: The run is not finished: its last models have no figures.
     """
     files = RunFiles(Path(folder))
     saved = files.result()
+    if saved["status"] != "finished":
+        raise OutputError(
+            f"the run in {str(files.root)!r} is {saved['status']}, not finished: "
+            f"{saved['reason'] or 'no reason given'}"
+        )
     config = _config(files)
     plan = check(config)
     on = choose_device(config.train.device)
     torch.set_num_threads(1)
-    last = RoundReport(config.rounds)
-    tiers = {t for r in files.rounds() if r.t == config.rounds for t in r.scores}
+    *earlier, final = files.rounds()
+    last = replace(final, scores={})
     cloud = files.cloud()
     for index in range(config.tree.devices):
         device = Device(config, index, on)
         if device.profile.idle:
             continue
         base = device_state(files, config, device)
-        for tier in sorted(tiers):
+        for tier in sorted(final.scores):
             model = device.model()
             model.load(base)
             if tier == "cloud":
@@ -162,11 +173,14 @@ def recompute(folder: str | Path) -> tuple[dict[str, object], dict[str, object]]
                 for task, score in evaluate(model, device.test_data(split)).items():
                     last.add_score(tier, split, task, score)
     tasks = task_facts(config.data.tasks, plan.profiles)
-    reports = [r for r in files.rounds() if r.t < config.rounds] + [last]
-    cycle = plan.schedule.cycle()
     summary = saved["summary"]
     assert isinstance(summary, Mapping)
-    return summarise(reports, tasks, cycle=cycle), dict(summary)
+    return summarise([*earlier, last], tasks, cycle=plan.schedule.cycle()), dict(summary)
+
+
+def native_streams(config: RunConfig) -> tuple[str, ...]:
+    """Streams that the run's backbone reads without a projector."""
+    return BACKBONES[config.model.backbone].native_streams
 
 
 def _edge_state(files: RunFiles, config: RunConfig, device: Device) -> ModularState:

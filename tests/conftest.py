@@ -1,0 +1,52 @@
+"""Markers by folder, one torch thread, and a federation of tiny parts."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from hffm_flower.config import RunConfig
+
+TESTS = Path(__file__).parent
+BY_FOLDER = ("e2e", "gpu")
+
+
+def pytest_configure() -> None:
+    """Import Flower before warnings are errors: its command line's typer warns of its click."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'click.utils", DeprecationWarning)
+        importlib.import_module("flwr.app")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything below ``tests/e2e`` is marked ``e2e``, below ``tests/gpu`` ``gpu``."""
+    for item in items:
+        if not item.path.is_relative_to(TESTS):
+            continue
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder in BY_FOLDER:
+            item.add_marker(getattr(pytest.mark, folder))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[RunConfig]:
+    """Settings of a run of tiny parts: six devices on two edges, everything in ``tmp_path``."""
+    from tests.support import tiny as parts
+
+    parts.register(monkeypatch)
+    parts.forget()
+    yield parts.settings(tmp_path)
+    parts.forget()

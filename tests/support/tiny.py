@@ -1,0 +1,403 @@
+"""Tiny parts for whole runs in about a second: encoders, a backbone, a data set, tasks.
+
+Three modalities: an image-like array [4, 6], a text, a sensor-like array [5, 3]. All of an
+example follows from (task, seed, split, position), and all of its inputs tell its class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from clients import client_app, resident
+from hffm_flower.config import RunConfig
+from hffm_flower.data import DATASETS
+from hffm_flower.data.dataset import Indices, Item, Split, no_modality, text_item
+from hffm_flower.data.local import TaskData
+from hffm_flower.models.adapters import BottleneckAdapter
+from hffm_flower.models.backbones import BACKBONES, Weights, attend
+from hffm_flower.models.encoders import ENCODERS, Encoder
+from hffm_flower.models.encoders.encoder import Stream, Tokens, fingerprint_of, full
+from hffm_flower.models.multimodal import ModelSpec, MultimodalModel
+from hffm_flower.modules import ModuleKey, ModuleKind
+from hffm_flower.report import RoundReport
+from hffm_flower.runfiles import RunFiles
+from hffm_flower.seeding import generator, stream_seed
+from hffm_flower.tasks import TASKS, TaskSpec
+from strategies.federation import Event, federate
+from tests.support.fake_grid import FIRST_NODE, FakeGrid
+
+WIDTH = 8
+ANSWERS = ("north", "east", "south", "west")
+OWNERS = 8
+"""Natural owners of the classification examples, so that no Dirichlet split is drawn."""
+
+
+class TinyImage:
+    """Arrays [4, 6]: four tokens, as a stream and as a grid of 2 x 2."""
+
+    assets: ClassVar[tuple[str, ...]] = ()
+    modality: ClassVar[str] = "image"
+    streams: ClassVar[Mapping[str, Stream]] = {"image": Stream(4, 6), "image-grid": Stream(4, 6)}
+    cacheable: ClassVar[bool] = False
+    made: ClassVar[list[str]] = []
+
+    def __init__(self, weights: Weights, seed: int, device: torch.device) -> None:
+        self.made.append(weights)
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the name."""
+        return fingerprint_of("tiny-image")
+
+    def encode(self, items: Sequence[Item]) -> dict[str, Tokens]:
+        """The arrays as they are."""
+        values = torch.from_numpy(_stack(items, (4, 6)))
+        return {"image": full(values), "image-grid": full(values.flip(-1))}
+
+
+class TinySensor:
+    """Arrays [5, 3]: five tokens."""
+
+    assets: ClassVar[tuple[str, ...]] = ()
+    modality: ClassVar[str] = "sensor"
+    streams: ClassVar[Mapping[str, Stream]] = {"sensor": Stream(5, 3)}
+    cacheable: ClassVar[bool] = False
+
+    def __init__(self, weights: Weights, seed: int, device: torch.device) -> None:
+        del weights, seed, device
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the name."""
+        return fingerprint_of("tiny-sensor")
+
+    def encode(self, items: Sequence[Item]) -> dict[str, Tokens]:
+        """The arrays as they are."""
+        return {"sensor": full(torch.from_numpy(_stack(items, (5, 3))))}
+
+
+class TinyText:
+    """Words: up to three tokens of the backbone's width, each drawn from its word."""
+
+    assets: ClassVar[tuple[str, ...]] = ()
+    modality: ClassVar[str] = "text"
+    streams: ClassVar[Mapping[str, Stream]] = {"text": Stream(3, WIDTH)}
+    cacheable: ClassVar[bool] = True
+
+    def __init__(self, weights: Weights, seed: int, device: torch.device) -> None:
+        del weights, seed, device
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the name."""
+        return fingerprint_of("tiny-text")
+
+    def encode(self, items: Sequence[Item]) -> dict[str, Tokens]:
+        """One token per word; no token behind the last."""
+        values, mask = torch.zeros(len(items), 3, WIDTH), torch.zeros(len(items), 3).bool()
+        for row, item in enumerate(items):
+            for at, word in enumerate(str(item.load()).split()[:3]):
+                drawn = generator(0, "word", word).standard_normal(WIDTH)
+                values[row, at] = torch.from_numpy(drawn.astype(np.float32))
+                mask[row, at] = True
+        return {"text": Tokens(values, mask)}
+
+
+def _stack(items: Sequence[Item], shape: tuple[int, int]) -> NDArray[np.float32]:
+    arrays = np.zeros((len(items), *shape), dtype=np.float32)
+    for row, item in enumerate(items):
+        array = item.load()
+        assert isinstance(array, np.ndarray)
+        arrays[row] = array
+    return arrays
+
+
+class TinyFusion:
+    """One frozen attention layer of width 8 with a trainable adapter behind it."""
+
+    assets: ClassVar[tuple[str, ...]] = ()
+    width: ClassVar[int] = WIDTH
+    native_streams: ClassVar[tuple[str, ...]] = ("text",)
+    loaded: ClassVar[list[tuple[str, int]]] = []
+
+    @staticmethod
+    def module_keys() -> tuple[ModuleKey, ...]:
+        """``adapter/tiny.0``."""
+        return (ModuleKey(ModuleKind.ADAPTER, "tiny.0"),)
+
+    @staticmethod
+    def make_module(adapter_rank: int) -> nn.Module:
+        """The adapter."""
+        return BottleneckAdapter(WIDTH, adapter_rank)
+
+    @staticmethod
+    def load_frozen(weights: Weights, seed: int) -> nn.Module:
+        """Queries, keys and values."""
+        TinyFusion.loaded.append((weights, seed))
+        rng = torch.Generator().manual_seed(stream_seed(seed, weights))
+        layer = nn.Linear(WIDTH, 3 * WIDTH)
+        nn.init.normal_(layer.weight, std=0.3, generator=rng)
+        nn.init.zeros_(layer.bias)
+        return layer.requires_grad_(False)
+
+    @staticmethod
+    def fuse(
+        frozen: nn.Module, trained: Sequence[nn.Module], x_BTD: Tensor, mask_BT: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Attend from token 0."""
+        q, k, v = frozen(x_BTD).chunk(3, -1)
+        fused = x_BTD[:, :1] + attend(q[:, :1], k, v, mask_BT, heads=2)
+        return trained[0](fused)[:, 0], x_BTD
+
+
+class TinyData:
+    """Examples drawn by (task, seed, split); class, box and inputs agree."""
+
+    assets: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, task: str, *, train_per_answer: int, test_per_answer: int, seed: int
+    ) -> None:
+        self._task = task
+        self._classes = max(1, len(TASKS[task].answers))
+        per = {"train": train_per_answer, "test": test_per_answer}
+        self._labels = {
+            split: generator(seed, "tiny", task, split).permutation(
+                np.arange(count * self._classes) % self._classes
+            )
+            for split, count in per.items()
+        }
+        self._boxes = {
+            split: generator(seed, "tiny", task, split, "box")
+            .uniform(0.3, 0.7, (len(labels), 4))
+            .astype(np.float32)
+            for split, labels in self._labels.items()
+        }
+        self._seed = seed
+
+    def labels(self, split: Split) -> NDArray[np.int64]:
+        """Classes [N]."""
+        return self._labels[split].astype(np.int64)
+
+    def groups(self, split: Split) -> NDArray[np.int64] | None:
+        """Owners [N]."""
+        return np.arange(len(self._labels[split]), dtype=np.int64) % OWNERS
+
+    def targets(self, split: Split, indices: Indices) -> NDArray[np.int64] | NDArray[np.float32]:
+        """Classes [n], or boxes [n, 4]."""
+        at = np.asarray(indices, dtype=np.int64)
+        return self.labels(split)[at] if TASKS[self._task].answers else self._boxes[split][at]
+
+    def items(self, modality: str, split: Split, indices: Indices) -> list[Item]:
+        """Inputs, noisy and different for each example."""
+        if modality not in TASKS[self._task].inputs:
+            raise no_modality(self._task, modality, " and ".join(TASKS[self._task].inputs))
+        return [self._item(modality, split, int(i)) for i in indices]
+
+    def _item(self, modality: str, split: Split, index: int) -> Item:
+        label = int(self._labels[split][index])
+        if modality == "text":
+            return text_item(("go", "go far", "go very far", "far")[label % 4])
+        shape = (4, 6) if modality == "image" else (5, 3)
+        rng = generator(self._seed, self._task, split, index, modality)
+        array = (0.4 * rng.standard_normal(shape)).astype(np.float32)
+        if TASKS[self._task].answers:
+            array[:, label % shape[1]] += 1.0
+        else:
+            array[:, :4] += 4 * (self._boxes[split][index] - 0.5)
+        return Item(hashlib.sha256(array.tobytes()).hexdigest(), array.copy)
+
+
+TINY_TASKS = {
+    "tiny-vqa": TaskSpec(
+        dataset="tiny",
+        head="classification",
+        inputs={"image": "image", "text": "text"},
+        required=("image",),
+        optional=("text",),
+        answers=ANSWERS,
+        chance=0.25,
+    ),
+    "tiny-move": TaskSpec(
+        dataset="tiny",
+        head="classification",
+        inputs={"sensor": "sensor"},
+        required=("sensor",),
+        optional=(),
+        answers=ANSWERS[:2],
+        chance=0.5,
+    ),
+    "tiny-box": TaskSpec(
+        dataset="tiny",
+        head="box",
+        inputs={"image": "image-grid"},
+        required=("image",),
+        optional=(),
+        answers=(),
+        chance=0.0,
+    ),
+}
+TINY_ENCODERS: dict[str, type[Encoder]] = {
+    "tiny-image": TinyImage,
+    "tiny-text": TinyText,
+    "tiny-sensor": TinySensor,
+}
+
+
+def register(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the tiny parts into the registries, which are the same dicts wherever imported."""
+    for registry, entries in (
+        (ENCODERS, TINY_ENCODERS),
+        (BACKBONES, {"tiny": TinyFusion}),
+        (DATASETS, {"tiny": TinyData}),
+        (TASKS, TINY_TASKS),
+    ):
+        for name, entry in cast(Mapping[str, object], entries).items():
+            monkeypatch.setitem(cast(dict[str, object], registry), name, entry)
+
+
+def forget() -> None:
+    """Empty what a device process keeps between messages."""
+    for kept in (resident._partition, resident._dataset, resident._encoder, resident._frozen):
+        kept.cache_clear()
+    TinyImage.made.clear()
+    TinyFusion.loaded.clear()
+
+
+def settings(root: Path, **changes: object) -> RunConfig:
+    """A run of the tiny parts below ``root``."""
+    base: dict[str, object] = {
+        "rounds": 2,
+        "seed": 3,  # device 0 is idle, device 3 lacks the sensor, device 2 the text
+        "tree__devices": 6,
+        "tree__edges": 2,
+        "data__tasks": "tiny-vqa tiny-move tiny-box",
+        "data__train_per_answer": 16,
+        "data__test_per_answer": 25,
+        "model__backbone": "tiny",
+        "model__encoders": "image=tiny-image text=tiny-text sensor=tiny-sensor",
+        "model__adapter_rank": 2,
+        "train__local_epochs": 1,
+        "train__batch_size": 8,
+        "train__device": "cpu",
+        "train__learning_rate": 0.02,
+        "server__deadline_s": 20.0,
+        "paths__cache": str(root / "cache"),
+        "paths__state": str(root / "state"),
+    }
+    return RunConfig().with_values(**{**base, **changes})
+
+
+def spec_of(config: RunConfig) -> ModelSpec:
+    """The model of a run."""
+    return resident.model_spec(config)
+
+
+def model_of(config: RunConfig, tasks: Sequence[str], modalities: Iterable[str]) -> MultimodalModel:
+    """A model outside any device."""
+    frozen = TinyFusion.load_frozen(config.model.weights, 0)
+    return MultimodalModel(spec_of(config), tasks, tuple(modalities), frozen)
+
+
+def examples(task: str, count: int, modalities: Iterable[str], *, seed: int = 0) -> TaskData:
+    """The first ``count`` training examples of a tiny task, encoded."""
+    data = TinyData(task, train_per_answer=count, test_per_answer=1, seed=seed)
+    rows, held = range(count), set(modalities)
+    of = {e.modality: e for e in TINY_ENCODERS.values()}
+    inputs = {
+        s: of[m]("random", 0, torch.device("cpu")).encode(data.items(m, "train", rows))[s]
+        for m, s in TASKS[task].inputs.items()
+        if m in held
+    }
+    return TaskData(task, inputs, torch.from_numpy(data.targets("train", rows)))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One question to a device, and its answer."""
+
+    index: int
+    kind: str
+    t: int
+    question: Message
+    reply: Message
+
+
+class RecordingApp(ClientApp):
+    """The real ClientApp; every call is noted. Subclasses misbehave in `answer`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer and note it."""
+        index = context.node_id - FIRST_NODE
+        kind = message.metadata.message_type
+        t = int(cast(int, (message.content.config_records["config"])["t"]))
+        reply = self.answer(message, context, index=index, kind=kind, t=t)
+        self.calls.append(Call(index, kind, t, message, reply))
+        return reply
+
+    def answer(
+        self, message: Message, context: Context, *, index: int, kind: str, t: int
+    ) -> Message:
+        """The real answer."""
+        return client_app.app(message, context)
+
+    def of(self, kind: str) -> list[Call]:
+        """Calls of one kind, in order."""
+        return [c for c in self.calls if c.kind == kind]
+
+
+@dataclass
+class Played:
+    """A run over a fake grid, finished or not."""
+
+    config: RunConfig
+    files: RunFiles
+    app: RecordingApp
+    grid: FakeGrid
+    error: BaseException | None = None
+    events: list[Mapping[str, object]] = field(default_factory=list)
+
+    @property
+    def rounds(self) -> list[RoundReport]:
+        """Rounds as saved."""
+        return self.files.rounds()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """``result.json``."""
+        return self.files.result()
+
+
+def play(
+    config: RunConfig,
+    out: Path,
+    *,
+    app: RecordingApp | None = None,
+    grid: type[FakeGrid] = FakeGrid,
+    event: Event | None = None,
+    **federation: Any,
+) -> Played:
+    """Run `federate` over a fake grid; what it raises is kept in ``error``."""
+    app = app or RecordingApp()
+    grid_of_devices = grid(app, config.tree.devices, config.to_flwr())
+    played = Played(config, RunFiles.create(out), app, grid_of_devices)
+    try:
+        federate(
+            played.grid, config, played.files, event=event or played.events.append, **federation
+        )
+    except Exception as error:
+        played.error = error
+    return played

@@ -1,0 +1,157 @@
+"""Bad input ends with code 2 and a short error, before any process is started."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from hffm_flower import assets
+from hffm_flower.cli import main
+
+
+@pytest.fixture(autouse=True)
+def nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*args: object, **kwargs: object) -> NoReturn:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setenv("HFFM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> str:
+    monkeypatch.setattr(sys, "argv", ["hffm", *words])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    text = " ".join(capsys.readouterr().err.split())
+    assert exit_.value.code == 2, text
+    assert "Traceback" not in text
+    return text
+
+
+CASES = {
+    "unknown method": (
+        ["--method", "fedavg"],
+        ["method", "'fedavg'", "--method", "local, star, edge-only, h-fedfm, central"],
+    ),
+    "unknown encoder": (
+        ["--set", "model.encoders=image=resnet text=minilm sensor=patches"],
+        ["model.encoders", "'resnet'", "lite0, minilm, patches", "--set"],
+    ),
+    "unknown weights": (
+        ["--encoders", "none"],
+        ["model.weights", "'none'", "--encoders", "'pretrained' or 'random'"],
+    ),
+    "encoder of another modality": (
+        ["--set", "model.encoders=image=minilm text=minilm sensor=patches"],
+        ["model.encoders", "'minilm' reads text, not image"],
+    ),
+    "unknown backbone": (
+        ["--set", "model.backbone=bert"],
+        ["model.backbone", "'bert'", "minilm-fusion, small"],
+    ),
+    "unknown task": (
+        ["--set", "data.tasks=easyvqa"],
+        ["data.tasks", "'easyvqa'", "did you mean 'easyvqa10'", "watch7"],
+    ),
+    "zero edges": (["--edges", "0"], ["tree.edges", "0", "--edges", "greater than or equal to 1"]),
+    "more edges than devices": (
+        ["--devices", "4", "--edges", "5"],
+        ["tree.edges", "5 edges", "4 devices", "--edges"],
+    ),
+    "modality without an encoder": (
+        ["--set", "model.encoders=image=lite0 text=minilm"],
+        ["model.encoders", "'sensor'", "'watch7'", "sensor=patches"],
+    ),
+    "task that nobody holds": (
+        ["--devices", "1", "--edges", "1"],
+        ["data.tasks", "no device can train task", "more devices"],
+    ),
+    "period of zero": (["--period", "0"], ["tree.period", "0", "--period"]),
+    "policy period of zero": (
+        ["--set", "server.modules=head/*=cloud:0"],
+        ["server.modules", "'0'", "E >= 1", "--set"],
+    ),
+    "policy that matches nothing": (
+        ["--set", "server.modules=experts/*=edge"],
+        ["server.modules", "'experts/*'", "adapter/fusion.4", "head/watch7"],
+    ),
+    "unknown server optimizer": (
+        ["--set", "server.optimizer=head=sgd"],
+        ["server.optimizer", "'sgd'", "mean, momentum, adam"],
+    ),
+    "device that is not here": (
+        ["--set", "train.device=cuda:7"],
+        ["train.device", "'cuda:7'", "auto", "cpu"],
+    ),
+    "misspelt key on the command line": (
+        ["--set", "train.learning-rat=1"],
+        ["train.learning-rat", "did you mean 'train.learning-rate'", "--set"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_option(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, expected = CASES[name]
+    text = refused(monkeypatch, capsys, "run", *words, "--out", "out")
+    for part in expected:
+        assert part in text
+    assert not Path("out").exists()
+
+
+def test_misspelt_key_in_a_file_names_the_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.toml").write_text("[tree]\nedgess = 3\n", encoding="utf-8")
+    text = refused(monkeypatch, capsys, "run", "mine.toml")
+    assert "tree.edgess (from mine.toml)" in text
+    assert "did you mean 'tree.edges'" in text
+
+
+def test_missing_and_broken_files(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "'none.toml'" in refused(monkeypatch, capsys, "run", "none.toml")
+    Path("broken.toml").write_text("rounds = = 3\n", encoding="utf-8")
+    assert "broken.toml is not valid TOML" in refused(monkeypatch, capsys, "run", "broken.toml")
+
+
+def test_output_folder_that_holds_a_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out").mkdir()
+    Path("out/result.json").write_text("{}", encoding="utf-8")
+    text = refused(monkeypatch, capsys, "run", "--out", "out")
+    assert "'out' already holds a run (result.json)" in text
+    assert Path("out/result.json").read_text(encoding="utf-8") == "{}"
+
+
+def test_output_folder_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").write_text("", encoding="utf-8")
+    text = refused(monkeypatch, capsys, "run", "--out", "file/out")
+    assert "'file/out' is not writable" in text
+
+
+def test_asset_with_a_wrong_hash(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = assets.ASSETS["seglearn"]
+    altered = type(known)(
+        known.package, known.distribution, known.version, known.licence, known.files, "0" * 64
+    )
+    monkeypatch.setitem(assets.ASSETS, "seglearn", altered)  # type: ignore[arg-type]
+    text = refused(monkeypatch, capsys, "run", "--out", "out")
+    assert "asset 'seglearn'" in text
+    assert f"expected sha256 {'0' * 64}, found {known.sha256}" in text
+    assert "pip install --force-reinstall 'seglearn==" in text

@@ -1,0 +1,110 @@
+"""What the commands print, in process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from hffm_flower import __version__, assets
+from hffm_flower.cli import main, options
+from hffm_flower.cli.run import Display, closing_table
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HFFM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.chdir(tmp_path)
+
+
+def hffm(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["hffm", *words])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    code = exit_.value.code
+    return (code if isinstance(code, int) else 0), capsys.readouterr().out
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert hffm(monkeypatch, capsys, "--version") == (0, f"hffm-flower {__version__}\n")
+
+
+def test_data_shows_and_plots_who_has_what(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out = hffm(monkeypatch, capsys, "data", "--smoke", "--plot", "pictures/data.png")
+    assert code == 0
+    assert "easyvqa-box" in out
+    assert "training examples" in out
+    assert Path("pictures/data.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(Path("pictures").glob("*.part*"))
+
+
+def test_doctor_says_all_is_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out = hffm(monkeypatch, capsys, "doctor")
+    assert code == 0
+    assert "asset minilm" in out
+    assert "hffm run --smoke" in out
+
+
+def test_doctor_names_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = assets.ASSETS["easy-vqa"]
+    absent = type(known)(
+        "not_installed_package", "not-installed", "1", known.licence, known.files, known.sha256
+    )
+    monkeypatch.setitem(assets.ASSETS, "easy-vqa", absent)  # type: ignore[arg-type]
+    code, out = hffm(monkeypatch, capsys, "doctor")
+    assert code == 1
+    assert "not-installed is not installed" in out
+    assert "1 missing" in out
+
+
+def test_options_beat_the_file_which_beats_the_preset() -> None:
+    Path("mine.toml").write_text("rounds = 7\n[tree]\nedges = 4\n", encoding="utf-8")
+    config = options.configure(Path("mine.toml"), smoke=True, sets=["train.batch-size=5"], rounds=9)
+    assert (config.rounds, config.tree.edges, config.tree.devices) == (9, 4, 8)
+    assert config.train.batch_size == 5
+
+
+def test_display_shows_rounds_waits_and_time_left() -> None:
+    console = Console(record=True, width=120)
+    display = Display(console, rounds=4)
+    display.show({"event": "wait", "phase": "registering", "t": 0, "done": 1, "of": 8})
+    display.show({"event": "wait", "phase": "training", "t": 0, "done": 3, "of": 8})
+    display.show(
+        {
+            "event": "round", "t": 2, "loss": 0.5, "mean_global": {"cloud": 0.25},
+            "devices": 7, "dropped": 1,
+        }
+    )  # fmt: skip
+    assert display.bar.tasks[display.total].completed == 2
+    assert display.bar.tasks[display.inner].completed == 3
+    assert display.bar.tasks[display.total].fields["note"].endswith("left")
+    text = console.export_text()
+    assert "round   2/4" in text
+    assert "loss 0.500" in text
+    assert "cloud 0.250" in text
+    assert "1 dropped" in text
+
+
+def test_closing_table_has_every_figure() -> None:
+    summary = {
+        "tier": "cloud", "t": 4, "mean_global": 0.5, "mean_personal": 0.6,
+        "mean_global_cycle": None, "per_task": {"watch7": 0.7, "easyvqa-box": 0.9},
+        "mean_iou": {"easyvqa-box": 0.8}, "chance": {"watch7": 1 / 7, "easyvqa-box": 0.0},
+        "uncovered": 0.25, "dropped": 3,
+    }  # fmt: skip
+    console = Console(record=True, width=120)
+    console.print(closing_table({"config": {}, "summary": summary}))
+    text = console.export_text()
+    for part in ("0.700", "0.143", "mean IoU 0.80", "0.500", "0.600", "25.0%", "answers dropped"):
+        assert part in text

@@ -1,0 +1,91 @@
+"""Modules that never leave: versions, whole files, rounds asked for twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clients.store import DeviceStore
+from hffm_flower.errors import ModuleError
+from hffm_flower.modules import ModularState, ModuleKey
+
+HEAD = ModuleKey.parse("head/easyvqa10")
+
+
+def state(value: float) -> ModularState:
+    return {HEAD: {"out.bias": np.full(3, value, np.float32)}}
+
+
+def value(store: DeviceStore, before: int) -> float | None:
+    read = store.read(before)
+    return float(read[HEAD]["out.bias"][0]) if read else None
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DeviceStore:
+    return DeviceStore(tmp_path, 4)
+
+
+def test_an_empty_store_has_nothing(store: DeviceStore) -> None:
+    assert (store.versions(), store.read(1), store.read(100)) == ([], {}, {})
+    assert not store.folder.exists()
+
+
+def test_two_versions_are_kept_and_the_last_before_t_is_read(store: DeviceStore) -> None:
+    for t in (1, 2, 5, 10):
+        store.publish(state(t), t)
+    assert store.versions() == [5, 10]
+    assert [value(store, t) for t in (5, 6, 10, 11, 99)] == [None, 5, 5, 10, 10]
+
+
+def test_a_round_asked_for_twice_begins_from_the_same_bits(store: DeviceStore) -> None:
+    for t in (1, 2, 3):
+        store.publish(state(t), t)
+    before = value(store, 3)
+    store.publish(state(33), 3)  # the second answer to round 3
+    assert value(store, 3) == before == 2
+    assert value(store, 4) == 33
+    assert store.versions() == [2, 3]
+
+
+def test_a_version_that_was_not_finished_is_not_there(store: DeviceStore) -> None:
+    store.publish(state(1), 1)
+    (store.folder / "2.part").write_bytes(b"half a file")
+    assert store.versions() == [1]
+    assert value(store, 9) == 1
+    store.publish(state(2), 2)
+    assert value(store, 9) == 2
+    assert sorted(p.name for p in store.folder.iterdir()) == ["1.safetensors", "2.safetensors"]
+
+
+def test_a_failing_write_leaves_the_version_that_was(
+    store: DeviceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.publish(state(1), 1)
+
+    def fail(self: Path, target: Path) -> Path:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        store.publish(state(7), 1)
+    with pytest.raises(OSError, match="disk full"):
+        store.publish(state(7), 2)
+    assert store.versions() == [1]
+    assert value(store, 9) == 1
+
+
+def test_a_damaged_version_is_told(store: DeviceStore) -> None:
+    store.publish(state(1), 1)
+    (store.folder / "1.safetensors").write_bytes(b"\x00" * 20)
+    with pytest.raises(ModuleError, match=r"1\.safetensors: not a safetensors file"):
+        store.read(2)
+
+
+def test_devices_do_not_share(tmp_path: Path) -> None:
+    DeviceStore(tmp_path, 1).publish(state(1), 1)
+    assert DeviceStore(tmp_path, 11).versions() == []
+    assert DeviceStore(tmp_path / "other", 1).versions() == []
+    assert value(DeviceStore(tmp_path, 1), 2) == 1

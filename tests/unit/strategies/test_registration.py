@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+
+from hffm_flower.errors import Interrupted, ProtocolError, QuorumError
+from hffm_flower.modules import ModularState, ModuleKey, digest, shapes
+from hffm_flower.profile import NodeProfile
+from hffm_flower.records import CONFIG, MODULES, modules_record, text
+from strategies.grids import ClusterGrid
+from strategies.registration import Registered, initial_modules, register, wait_for_nodes
+from tests.support.memory import KEYS, A, Device, H, MemoryGrid, P, module, same
+
+VERSION, SETTINGS = "0.1 (protocol 1)", "abc"
+START: ModularState = {A: module(1, 2), H: module(3), P: module(4)}
+
+
+def answers(
+    index: int,
+    keys: tuple[ModuleKey, ...] = KEYS,
+    *,
+    state: ModularState = START,
+    change: Callable[[dict[str, Any]], object] = lambda raw: None,
+) -> Device:
+    """A device that answers both queries; ``change`` edits its profile."""
+
+    def device(message: Message) -> Message:
+        if message.metadata.message_type == "query.profile":
+            raw: dict[str, Any] = {
+                "version": VERSION, "fingerprint": SETTINGS, "index": index,
+                "modalities": ["image"], "tasks": {"watch7": 5}, "wanted": ["watch7"],
+                "tests": {"watch7": 2}, "layout": shapes({k: state[k] for k in keys}),
+            }  # fmt: skip
+            change(raw)
+            record = ConfigRecord({"json": json.dumps(raw)})
+            return Message(RecordDict({"profile": record}), reply_to=message)
+        send, digests = (
+            [ModuleKey.parse(k) for k in text(message.content, CONFIG, name).split()]
+            for name in ("send", "digest")
+        )
+        assert set(send) | set(digests) <= set(keys), "asked for what it does not hold"
+        made = json.dumps({str(k): digest(state[k]) for k in digests})
+        content = RecordDict(
+            {
+                MODULES: modules_record({k: state[k] for k in send}),
+                "digests": ConfigRecord({"json": made}),
+            }
+        )
+        return Message(content, reply_to=message)
+
+    return device
+
+
+def enlist(devices: dict[int, Device]) -> tuple[dict[int, Registered], dict[int, str]]:
+    grid = ClusterGrid(MemoryGrid(devices), list(devices), poll_s=0.001)
+    return register(grid, list(devices), version=VERSION, fingerprint=SETTINGS, deadline_s=0.05)
+
+
+def begin(
+    devices: dict[int, Device], wanted: tuple[ModuleKey, ...] = KEYS
+) -> tuple[dict[ModuleKey, Any], MemoryGrid]:
+    accepted, refused = enlist(devices)
+    assert refused == {}
+    under = MemoryGrid(devices)
+    grid = ClusterGrid(under, list(devices), poll_s=0.001)
+    return initial_modules(grid, accepted, wanted, deadline_s=0.05), under
+
+
+def test_devices_are_accepted_in_order_of_their_index() -> None:
+    accepted, refused = enlist({7: answers(1, (A,)), 8: answers(0)})
+    assert refused == {}
+    assert list(accepted) == [8, 7]
+    assert accepted[7].profile == NodeProfile(
+        1, ("image",), {"watch7": 5}, wanted=("watch7",), tests={"watch7": 2}
+    )
+    assert (accepted[7].keys, accepted[8].keys) == ((A,), KEYS)
+
+
+def edit(**values: object) -> Callable[[dict[str, Any]], object]:
+    return lambda raw: raw.update(values)
+
+
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [
+        (
+            answers(1, change=edit(version="0.0 (protocol 0)")),
+            f"device 1: its version 0.0 (protocol 0), here {VERSION}",
+        ),
+        (answers(1, change=edit(fingerprint="xyz")), "device 1: its settings xyz, here abc"),
+        (answers(1, change=lambda raw: raw.pop("version")), "its version None, here"),
+        (answers(0, (A,)), "device index 0 is taken by another node"),
+        (
+            answers(1, (A, H), state={A: module(1, 2, 3), H: module(1)}),
+            "device 1: adapter/a/w is float32[3], but float32[2] on device 0",
+        ),
+        (lambda m: Message(Error(2, "raised"), reply_to=m), "no profile: error 2: raised"),
+        (lambda m: None, "no answer within 0.05 s"),
+        (lambda m: Message(RecordDict(), reply_to=m), "no text profile.json"),
+        (answers(1, change=lambda raw: raw.pop("index")), "profile"),
+        (answers(1, change=edit(tasks=["watch7"])), "profile"),
+        (answers(1, change=edit(layout={"robot/x/w": "float32[1]"})), "profile"),
+        (
+            lambda m: Message(RecordDict({"profile": ConfigRecord({"json": "{"})}), reply_to=m),
+            "profile",
+        ),
+    ],
+)
+def test_a_node_that_differs_is_refused_with_the_difference(device: Device, why: str) -> None:
+    accepted, refused = enlist({5: answers(0), 6: device, 7: answers(2, (A,))})
+    assert list(accepted) == [5, 7]
+    assert list(refused) == [6]
+    assert why in refused[6]
+
+
+def test_nodes_are_waited_for() -> None:
+    class Growing(MemoryGrid):
+        def get_node_ids(self) -> list[int]:
+            self.devices[len(self.devices) + 1] = answers(0)
+            return list(self.devices)[::-1]
+
+    nodes = wait_for_nodes(Growing({}), 3, deadline_s=5, stopped=lambda: False)
+    assert nodes == (1, 2, 3)
+
+
+def test_nodes_that_never_come_end_the_run_by_the_deadline() -> None:
+    began = time.monotonic()
+    with pytest.raises(QuorumError, match=r"1 of 3 nodes were online after 0\.1 s"):
+        wait_for_nodes(MemoryGrid({4: answers(0)}), 3, deadline_s=0.1, stopped=lambda: False)
+    assert 0.1 <= time.monotonic() - began < 3
+
+
+def test_a_stop_ends_the_wait_for_nodes() -> None:
+    with pytest.raises(Interrupted, match="waiting for nodes"):
+        wait_for_nodes(MemoryGrid({}), 1, deadline_s=60, stopped=lambda: True)
+
+
+def test_each_module_comes_from_its_lowest_holder_and_the_others_give_digests() -> None:
+    got, under = begin({5: answers(2), 6: answers(0, (H,)), 7: answers(1, (A, H))})
+    assert list(got) == list(KEYS)
+    assert all(same(got[k], START[k]) for k in KEYS)
+    words = {
+        m.metadata.dst_node_id: (text(m.content, CONFIG, "send"), text(m.content, CONFIG, "digest"))
+        for m in under.sent
+    }
+    assert words == {
+        6: ("head/h", ""),
+        7: ("adapter/a", "head/h"),
+        5: ("prompt/p", "adapter/a head/h"),
+    }
+
+
+def test_only_what_is_shared_is_asked_for() -> None:
+    got, under = begin({5: answers(0, (A, H)), 6: answers(1, (H,))}, wanted=(A,))
+    assert list(got) == [A]
+    assert [m.metadata.dst_node_id for m in under.sent] == [5]
+    got, under = begin({5: answers(0)}, wanted=())
+    assert got == {}
+    assert under.sent == []
+
+
+def test_other_bits_end_the_run_and_name_device_and_module() -> None:
+    other = {**START, H: module(3.0000002)}
+    assert not same(other[H], START[H])
+    with pytest.raises(ProtocolError) as caught:
+        begin({5: answers(0), 6: answers(1, state=other)})
+    assert str(caught.value).startswith("device 1 begins with other bits in head/h; all devices")
+
+
+def initial(device: Device, good: Device | None = None) -> ProtocolError:
+    """How a device that registers well and then answers ``query.init`` with ``device`` ends."""
+    accepted, _ = enlist({5: answers(0), 6: answers(1)})
+    under = MemoryGrid({5: good or answers(0), 6: device})
+    grid = ClusterGrid(under, [5, 6], poll_s=0.001)
+    with pytest.raises(ProtocolError) as caught:
+        initial_modules(grid, accepted, KEYS, deadline_s=0.05)
+    return caught.value
+
+
+def digests(words: str) -> Device:
+    record = ConfigRecord({"json": words})
+    return lambda message: Message(RecordDict({"digests": record}), reply_to=message)
+
+
+def test_a_holder_that_gives_nothing_ends_the_run() -> None:
+    assert str(initial(lambda m: None)) == (
+        "device 1 gave no initial modules: no answer within 0.05 s"
+    )
+    silent_giver = initial(answers(1), good=digests("{}"))
+    assert str(silent_giver) == "no device sent the initial adapter/a, head/h, prompt/p"
+
+
+def test_a_holder_that_leaves_out_a_digest_is_not_believed() -> None:
+    some = json.dumps({str(A): digest(START[A])})
+    assert str(initial(digests(some))).startswith("device 1 begins with other bits in head/h, prom")
+
+
+@pytest.mark.parametrize("words", ["{", "[]", "3"])
+def test_digests_that_are_none_end_the_run_with_a_message(words: str) -> None:
+    assert "device 1" in str(initial(digests(words)))

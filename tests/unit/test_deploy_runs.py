@@ -1,0 +1,97 @@
+"""The configurations in deploy/runs work, and are what they say."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from flwr.common.config import flatten_dict
+from torch import nn
+
+from hffm_flower.cli.options import SMOKE
+from hffm_flower.config import RunConfig, keys
+from hffm_flower.models.multimodal import ModelSpec, MultimodalModel, module_keys
+from hffm_flower.modules import ModuleKey, ModuleKind
+from hffm_flower.schedule import Placement, Schedule, Scope
+from strategies.server_optimizers import OptimizerPolicy
+
+RUNS = Path(__file__).parents[2] / "deploy" / "runs"
+FILES = sorted(path.name for path in RUNS.glob("*.toml"))
+
+
+def load(name: str) -> RunConfig:
+    return RunConfig.load(RUNS / name)
+
+
+def schedule(config: RunConfig) -> Schedule:
+    """Schedule of a run in which some device holds each module that its tasks can have."""
+    tasks, backbone = config.data.tasks, config.model.backbone
+    every = set(module_keys(tasks, tuple(config.encoder_names()), backbone))
+    without_text = set(module_keys(tasks, ("image", "sensor"), backbone))
+    return Schedule.of(
+        every | without_text, method=config.method, policy=config.server.modules,
+        period=config.tree.period, rounds=config.rounds,
+    )  # fmt: skip
+
+
+def test_the_folder_holds_the_known_runs() -> None:
+    assert FILES == ["asymmetric.toml", "default.toml", "personal-heads.toml", "smoke.toml"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_run_is_valid_and_places_every_module(name: str) -> None:
+    config = load(name)
+    assert schedule(config).placements
+    OptimizerPolicy(config.server.optimizer)
+    assert RunConfig.from_flwr(config.to_flwr()).to_flwr() == config.to_flwr()
+
+
+def test_default_shows_every_setting_at_its_default() -> None:
+    table = tomllib.loads((RUNS / "default.toml").read_text(encoding="utf-8"))
+    for at in table.values():
+        if isinstance(at, dict):
+            at |= {k: " ".join(v) for k, v in at.items() if isinstance(v, list)}
+    words = flatten_dict(table)
+    assert words == RunConfig().to_flwr()
+    assert tuple(words) == keys()
+    assert load("default.toml").to_flwr() == RunConfig().to_flwr()
+
+
+def test_smoke_is_the_preset_of_the_command_line() -> None:
+    table = tomllib.loads((RUNS / "smoke.toml").read_text(encoding="utf-8"))
+    assert flatten_dict(table) == dict(SMOKE)
+    assert load("smoke.toml").to_flwr() == RunConfig.load(base=SMOKE).to_flwr()
+
+
+def test_asymmetric_sends_small_modules_often_and_adapters_seldom() -> None:
+    periods = {
+        kind: {p.period for k, p in schedule(load("asymmetric.toml")).placements.items()
+               if k.kind is kind and p.scope is Scope.CLOUD}
+        for kind in (ModuleKind.PROMPT, ModuleKind.HEAD, ModuleKind.PROJECTOR, ModuleKind.ADAPTER)
+    }  # fmt: skip
+    assert periods == {
+        ModuleKind.PROMPT: {1}, ModuleKind.HEAD: {1},
+        ModuleKind.PROJECTOR: {2}, ModuleKind.ADAPTER: {4},
+    }  # fmt: skip
+
+
+def test_asymmetric_adapters_are_the_large_part() -> None:
+    config = load("asymmetric.toml")
+    spec = ModelSpec(config.model.backbone, config.encoder_names(), "random", 256, seed=0)
+    assert config.model.adapter_rank == spec.adapter_rank
+    model = MultimodalModel(spec, config.data.tasks, tuple(spec.encoders), nn.Module())
+    size = {key: sum(p.numel() for p in model.part(key).parameters()) for key in model.keys}
+    adapters = sum(n for key, n in size.items() if key.kind is ModuleKind.ADAPTER)
+    assert round(adapters / 1e6, 2) == 0.79
+    assert adapters > max(n for key, n in size.items() if key.kind is ModuleKind.HEAD)
+    assert round(size[ModuleKey(ModuleKind.HEAD, "easyvqa10")] / 1e6, 2) == 0.15
+
+
+def test_personal_heads_stay_and_all_else_is_shared() -> None:
+    config = load("personal-heads.toml")
+    placements = schedule(config).placements
+    heads = tuple(sorted(ModuleKey(ModuleKind.HEAD, task) for task in config.data.tasks))
+    assert tuple(k for k, p in placements.items() if p == Placement(Scope.DEVICE)) == heads
+    shared = {p for k, p in placements.items() if k not in heads}
+    assert shared == {Placement(Scope.CLOUD, config.tree.period)}
