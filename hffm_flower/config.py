@@ -146,6 +146,14 @@ class RunConfig(_Section):
     paths: PathsConfig = PathsConfig()
     _origin: dict[str, str] = PrivateAttr(default_factory=dict)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether all settings are equal, wherever they came from."""
+        return isinstance(other, RunConfig) and self.to_flwr() == other.to_flwr()
+
+    def __hash__(self) -> int:
+        """Hash of the settings."""
+        return hash(tuple(self.to_flwr().items()))
+
     @classmethod
     def load(
         cls,

@@ -6,6 +6,8 @@ are a safetensors file; the file's header is the manifest (``kind/name/tensor``)
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,9 +61,10 @@ def from_bytes(data: bytes) -> dict[ModuleKey, dict[str, Tensor]]:
 def write_state(path: Path, state: ModularState) -> None:
     """Write ``state`` as a safetensors file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_bytes(to_bytes(state))
-    part.replace(path)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as part:
+        part.write(to_bytes(state))
+    os.chmod(part.name, 0o644)
+    os.replace(part.name, path)
 
 
 def read_state(path: Path) -> dict[ModuleKey, dict[str, Tensor]]:

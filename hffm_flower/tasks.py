@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,16 +13,16 @@ class TaskSpec:
 
     Attributes:
         dataset: Name in `hffm_flower.data.DATASETS`.
-        head: Kind of head: one of ``answers``, or a box (cx, cy, w, h in 0..1).
+        head: Name in `hffm_flower.models.heads.HEADS`.
         inputs: Modality -> stream of that modality's encoder that the task reads.
         required: Modalities without which a device cannot run the task.
         optional: Modalities that help where a device has them.
-        answers: Class names in label order; empty for a box.
+        answers: Class names in label order; empty where there are none, as for a box.
         chance: Accuracy of guessing; 0 for a box.
     """
 
     dataset: str
-    head: Literal["classification", "box"]
+    head: str
     inputs: Mapping[str, str]
     required: tuple[str, ...]
     optional: tuple[str, ...]

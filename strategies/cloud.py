@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from hffm_flower.errors import ProtocolError, QuorumError
+from hffm_flower.errors import QuorumError
 from hffm_flower.modules import ModularState, ModuleKey
 from hffm_flower.records import CONFIG, MODULES, REPORT, modules_record, payload_bytes, words
 from hffm_flower.report import RoundReport
@@ -142,19 +142,23 @@ class CloudStrategy(ModularStrategy):
     def _take(self, replies: Iterable[Message]) -> list[Answer]:
         """Usable replies; their reports are added to the rounds', their edges are up to date."""
         answers, refused = self.answers(replies)
-        for index, why in refused.items():
-            self._reports[max(self._reports)].dropped[f"edge {index}"] = why
+        usable = []
         for answer in answers:
-            lines = words(answer.message.content, REPORT).get("rounds")
-            if not isinstance(lines, list):
-                raise ProtocolError(f"edge {answer.member.index} sent no report")
-            for line in lines:
-                report = RoundReport.from_json(str(line))
+            try:
+                reports = _reports_of(answer.message)
+            except (TypeError, ValueError, KeyError) as error:
+                refused[answer.member.index] = f"its report cannot be read: {error}"
+                continue
+            for report in reports:
                 if report.t in self._reports:
                     self._reports[report.t].add(report)
             node = answer.message.metadata.src_node_id
             self._held[node] = self._sent[node]
-        return answers
+            usable.append(answer)
+        for index, why in refused.items():
+            log.warning("edge %d dropped: %s", index, why)
+            self._reports[max(self._reports)].dropped[f"edge {index}"] = why
+        return usable
 
     def _messages(self, kind: str, first: int, last: int) -> list[Message]:
         """One message per edge, with the modules that it does not have in this version."""
@@ -179,3 +183,10 @@ class CloudStrategy(ModularStrategy):
                 instruction(content, node_id=node, kind=kind, t=last, ttl_s=self.round_timeout_s())
             )
         return out
+
+
+def _reports_of(message: Message) -> list[RoundReport]:
+    lines = words(message.content, REPORT).get("rounds")
+    if not isinstance(lines, list):
+        raise TypeError(f"rounds must be a list of lines, not {lines!r}")
+    return [RoundReport.from_json(str(line)) for line in lines]

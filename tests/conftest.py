@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +13,6 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parent
 BY_FOLDER = ("e2e", "gpu")
-
-
-def pytest_configure() -> None:
-    """Import Flower before warnings are errors: its command line's typer warns of its click."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "'click.utils", DeprecationWarning)
-        importlib.import_module("flwr.app")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -41,8 +41,8 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
 
 def main() -> None:
     """Entry point: bad input ends with code 2, a failed run with 1, Ctrl-C with 130."""
-    signal.signal(signal.SIGTERM, _interrupt)
     errors = Console(stderr=True, highlight=False)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except (ConfigError, AssetError) as error:
@@ -54,6 +54,8 @@ def main() -> None:
     except HffmError as error:
         errors.print(f"[red]failed:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(FAILED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:

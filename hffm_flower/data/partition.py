@@ -184,7 +184,7 @@ def _split_train(
     groups = dataset.groups("train")
     if groups is not None:
         return _split_groups(groups, able, generator(seed, "partition", task, "train"))
-    if spec.head == "box":
+    if not spec.answers:
         return _split_iid(task, dataset, "train", able, seed)
     labels = dataset.labels("train")
     return _split_dirichlet(task, labels, able, seed=seed, alpha=alpha)

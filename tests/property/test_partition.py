@@ -108,7 +108,8 @@ def test_laws(**kwargs: Any) -> None:
     try:
         p = draw(**arguments)
     except ConfigError as error:
-        assert error.key in {"data.tasks", "data.alpha"}
+        if error.key not in {"data.tasks", "data.alpha"}:
+            raise
         return
     check(p, {t: SIZES for t in tasks})
     again = draw(**arguments)

@@ -150,7 +150,7 @@ def test_asset_with_a_wrong_hash(
     altered = type(known)(
         known.package, known.distribution, known.version, known.licence, known.files, "0" * 64
     )
-    monkeypatch.setitem(assets.ASSETS, "seglearn", altered)  # type: ignore[arg-type]
+    monkeypatch.setitem(assets.ASSETS, "seglearn", altered)
     text = refused(monkeypatch, capsys, "run", "--out", "out")
     assert "asset 'seglearn'" in text
     assert f"expected sha256 {'0' * 64}, found {known.sha256}" in text

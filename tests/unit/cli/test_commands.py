@@ -61,7 +61,7 @@ def test_doctor_names_what_is_missing(
     absent = type(known)(
         "not_installed_package", "not-installed", "1", known.licence, known.files, known.sha256
     )
-    monkeypatch.setitem(assets.ASSETS, "easy-vqa", absent)  # type: ignore[arg-type]
+    monkeypatch.setitem(assets.ASSETS, "easy-vqa", absent)
     code, out = hffm(monkeypatch, capsys, "doctor")
     assert code == 1
     assert "not-installed is not installed" in out

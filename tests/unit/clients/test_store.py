@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +53,16 @@ def test_a_round_asked_for_twice_begins_from_the_same_bits(store: DeviceStore) -
 
 def test_a_version_that_was_not_finished_is_not_there(store: DeviceStore) -> None:
     store.publish(state(1), 1)
-    (store.folder / "2.part").write_bytes(b"half a file")
+    (store.folder / ".tmp2").write_bytes(b"half a file")
     assert store.versions() == [1]
     assert value(store, 9) == 1
     store.publish(state(2), 2)
     assert value(store, 9) == 2
-    assert sorted(p.name for p in store.folder.iterdir()) == ["1.safetensors", "2.safetensors"]
+    assert sorted(p.name for p in store.folder.iterdir()) == [
+        ".tmp2",
+        "1.safetensors",
+        "2.safetensors",
+    ]
 
 
 def test_a_failing_write_leaves_the_version_that_was(
@@ -65,10 +70,10 @@ def test_a_failing_write_leaves_the_version_that_was(
 ) -> None:
     store.publish(state(1), 1)
 
-    def fail(self: Path, target: Path) -> Path:
+    def fail(source: str, target: Path) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         store.publish(state(7), 1)
     with pytest.raises(OSError, match="disk full"):

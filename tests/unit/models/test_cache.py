@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,6 +22,7 @@ CPU = torch.device("cpu")
 class Counting:
     """An encoder of texts that counts what it encodes; values are no float16 numbers."""
 
+    assets: ClassVar[tuple[str, ...]] = ()
     modality: ClassVar[str] = "text"
     streams: ClassVar[Mapping[str, Stream]] = {"a": Stream(3, 5), "b": Stream(2, 4)}
     cacheable: ClassVar[bool] = True
@@ -177,14 +178,10 @@ def _fill(root: Path, turns: int) -> float:
 @pytest.mark.parametrize("threads", [False, True])
 def test_writers_at_once_do_not_hurt_each_other(tmp_path: Path, threads: bool) -> None:
     expected = _fill(tmp_path / "alone", 1)
-    if threads:
-        with ThreadPoolExecutor(2) as pool:
-            totals = list(pool.map(_fill, [tmp_path / "both"] * 2, [5, 5]))
-    else:
-        with multiprocessing.get_context("spawn").Pool(2) as processes:
-            totals = processes.starmap(_fill, [(tmp_path / "both", 5)] * 2)
-            processes.close()
-            processes.join()
+    fork = multiprocessing.get_context("fork")  # a spawned process cannot import this module
+    workers = ThreadPoolExecutor(2) if threads else ProcessPoolExecutor(2, mp_context=fork)
+    with workers as pool:
+        totals = list(pool.map(_fill, [tmp_path / "both"] * 2, [5, 5], timeout=60))
     assert totals == [expected, expected]
     encoder = Counting()
     FeatureCache(tmp_path / "both").features(encoder, texts(*range(100)))

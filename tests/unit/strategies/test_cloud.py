@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
-from hffm_flower.errors import ProtocolError, QuorumError
+from hffm_flower.errors import QuorumError
 from hffm_flower.modules import ModularState, ModuleKey
 from hffm_flower.records import (
     CONFIG,
@@ -242,9 +242,12 @@ def test_without_cloud_modules_it_only_keeps_the_record() -> None:
         assert [r.t for r in cloud.rows[-len(spans) :]] == spans
 
 
-def test_an_edge_without_a_report_speaks_another_protocol() -> None:
+@pytest.mark.parametrize("rounds", [None, ["{"], ['{"t": 1, "smell": 2, "scores": {}}']])
+def test_an_edge_without_a_report_is_dropped(rounds: list[str] | None) -> None:
     cloud = Cloud()
     one, two = cloud.ask(1)
-    mute = Message(RecordDict({MODULES: modules_record({})}), reply_to=two)
-    with pytest.raises(ProtocolError, match="edge 1 sent no report"):
-        cloud.exchange(1, answer(one), mute)
+    record = ConfigRecord() if rounds is None else ConfigRecord({"rounds": rounds})
+    odd = Message(RecordDict({MODULES: modules_record({}), REPORT: record}), reply_to=two)
+    cloud.exchange(1, answer(one), odd)
+    cloud.close(1)
+    assert cloud.rows[-1].dropped["edge 1"].startswith("its report cannot be read: ")
