@@ -15,7 +15,6 @@ from clients.evaluator import evaluate
 from clients.resident import Device
 from clients.store import DeviceStore
 from clients.trainer import train
-from hffm_flower import __version__
 from hffm_flower.accelerator import choose_device
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ProtocolError
@@ -32,6 +31,7 @@ from hffm_flower.records import (
     number,
     text,
 )
+from hffm_flower.version import __version__
 
 app = ClientApp()
 

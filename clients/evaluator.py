@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from hffm_flower.data.local import TaskData
+from clients.examples import TaskData
 from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.report import Score
 

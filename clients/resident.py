@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from clients.examples import TaskData, load_task
 from hffm_flower.config import RunConfig
 from hffm_flower.data import DATASETS, TASKS
 from hffm_flower.data.dataset import Dataset, Split
-from hffm_flower.data.local import TaskData, load_task
 from hffm_flower.data.partition import Partition, Shards, partition
 from hffm_flower.data.partition_file import load_partition, save_partition
 from hffm_flower.errors import ConfigError

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clients.examples import TaskData
 from hffm_flower.accelerator import mixed_precision
-from hffm_flower.config import TrainConfig
-from hffm_flower.data.local import TaskData
 from hffm_flower.errors import Interrupted
 from hffm_flower.models.multimodal import MultimodalModel, task_modules
 from hffm_flower.modules import ModuleKey
+from hffm_flower.sections import TrainConfig
 from hffm_flower.seeding import generator
 
 

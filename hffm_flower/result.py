@@ -6,11 +6,11 @@ import platform
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
-from hffm_flower import __version__
 from hffm_flower.config import RunConfig
 from hffm_flower.profile import NodeProfile
 from hffm_flower.report import TIERS, RoundReport, Score, TaskFacts, accuracy, mean_accuracy
 from hffm_flower.tasks import TASKS
+from hffm_flower.version import __version__
 
 
 def task_facts(tasks: Iterable[str], profiles: Iterable[NodeProfile]) -> dict[str, TaskFacts]:

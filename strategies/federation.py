@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 from flwr.serverapp import Grid
 
-from hffm_flower import __version__
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError, HffmError, Interrupted, QuorumError
 from hffm_flower.modules import ModularState
@@ -21,6 +20,7 @@ from hffm_flower.result import build, means, task_facts
 from hffm_flower.runfiles import RunFiles
 from hffm_flower.schedule import METHODS, Schedule, Scope
 from hffm_flower.topology import clusters
+from hffm_flower.version import __version__
 from strategies.cloud import CloudStrategy
 from strategies.edge import EdgeStrategy
 from strategies.grids import ClusterGrid, NestedGrid

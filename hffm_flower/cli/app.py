@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from hffm_flower import __version__
 from hffm_flower.cli import data, doctor, evaluate, run
 from hffm_flower.errors import AssetError, ConfigError, HffmError, Interrupted
+from hffm_flower.version import __version__
 
 app = typer.Typer(
     name="hffm",

@@ -14,11 +14,11 @@ from collections.abc import Iterable
 import torch
 
 from clients.evaluator import evaluate
+from clients.examples import TaskData, pool
 from clients.resident import Device, frozen_layers, model_spec
 from clients.trainer import train
 from hffm_flower.accelerator import choose_device
 from hffm_flower.config import RunConfig
-from hffm_flower.data.local import TaskData, pool
 from hffm_flower.errors import HffmError, Interrupted
 from hffm_flower.models.multimodal import MultimodalModel, module_keys
 from hffm_flower.report import RoundReport

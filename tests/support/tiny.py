@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clients import client_app, resident
+from clients.examples import TaskData
 from hffm_flower.config import RunConfig
 from hffm_flower.data import DATASETS
 from hffm_flower.data.dataset import Indices, Item, Split, no_modality, text_item
-from hffm_flower.data.local import TaskData
 from hffm_flower.models.adapters import BottleneckAdapter
 from hffm_flower.models.backbones import BACKBONES, Weights, attend
 from hffm_flower.models.encoders import ENCODERS, Encoder

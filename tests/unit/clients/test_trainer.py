@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from clients.examples import TaskData
 from clients.trainer import Trained, batches, learning_rate, train
-from hffm_flower.config import RunConfig, TrainConfig
-from hffm_flower.data.local import TaskData
+from hffm_flower.config import RunConfig
 from hffm_flower.errors import Interrupted
 from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.modules import ModularState, ModuleKey
 from hffm_flower.records import to_bytes
+from hffm_flower.sections import TrainConfig
 from tests.support.tiny import examples, model_of
 
 CONFIG = TrainConfig(local_epochs=1, batch_size=4, learning_rate=0.02, device="cpu")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from clients.examples import load_task
 from hffm_flower.data import DATASETS, TASKS
-from hffm_flower.data.local import load_task
 from hffm_flower.errors import ConfigError
 from hffm_flower.models.encoders import ENCODERS, Encoder, FeatureCache
 

@@ -1,0 +1,112 @@
+"""The tables of a run's settings, one class each: names, types, defaults, bounds.
+
+Keys are written with dashes in files and on the command line (``local-epochs``).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _words(value: object) -> object:
+    """Accept ``"a b"`` and ``["a", "b"]`` alike."""
+    return tuple(value.split()) if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+
+
+class Section(BaseModel):
+    """A frozen table that refuses unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=lambda name: name.replace("_", "-"),
+        populate_by_name=True,
+        allow_inf_nan=False,
+    )
+
+
+class TreeConfig(Section):
+    """The tree: how many devices and edges, and how often edges meet the cloud."""
+
+    devices: int = Field(40, ge=1, le=10_000)
+    edges: int = Field(10, ge=1, le=10_000)
+    period: int = Field(2, ge=1, description="edge rounds per cloud round (E)")
+
+
+class DataConfig(Section):
+    """Tasks, and the skews by which their data lie on the devices."""
+
+    tasks: Words = ("easyvqa10", "emojivqa10", "watch7", "easyvqa-box")
+    alpha: float = Field(0.5, gt=0, description="Dirichlet label skew; small = more skewed")
+    full_modality_share: float = Field(
+        0.6, ge=0, le=1, description="share of devices with all modalities of their tasks"
+    )
+    min_tasks: int = Field(1, ge=1)
+    max_tasks: int = Field(3, ge=1)
+    train_per_answer: int = Field(100, ge=1)
+    test_per_answer: int = Field(50, ge=1)
+
+
+class ModelConfig(Section):
+    """Encoders, backbone and adapters."""
+
+    backbone: str = "minilm-fusion"
+    encoders: Words = Field(
+        ("image=lite0", "text=minilm", "sensor=patches"), description="modality=encoder"
+    )
+    weights: Literal["pretrained", "random"] = Field(
+        "pretrained", description="frozen weights: pretrained, or random as a baseline"
+    )
+    adapter_rank: int = Field(32, ge=1, le=1024)
+
+
+class TrainConfig(Section):
+    """Local training on a device."""
+
+    local_epochs: int = Field(2, ge=1)
+    local_steps: int = Field(0, ge=0, description="steps per round; 0: local-epochs decide")
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    final_learning_rate: float = Field(
+        0.2, gt=0, le=1, description="share of learning-rate that is left at t = T (linear)"
+    )
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, ge=0, description="0: no clipping")
+    proximal_mu: float = Field(0.0, ge=0, description="FedProx term; 0: off")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+
+
+class ServerConfig(Section):
+    """Aggregation: policies of the modules, participation, deadlines."""
+
+    modules: str = Field("", description="policy string, e.g. 'head/*=cloud:1 prompt/*=edge'")
+    fraction: float = Field(1.0, gt=0, le=1, description="participation per edge round")
+    quorum: float = Field(0.5, ge=0, le=1, description="share of asked nodes that must answer")
+    deadline_s: float = Field(600.0, gt=0, description="wait for one edge round's answers")
+    optimizer: str = Field(
+        "*=mean", description="kind=mean | momentum:LR:BETA | adam:LR, first match wins"
+    )
+    evaluate_every: int = Field(
+        2, ge=1, description="edge rounds between reports of methods that never reach the cloud"
+    )
+
+
+class SimulationConfig(Section):
+    """Ray-backed simulation on this machine."""
+
+    actors: int = Field(0, ge=0, description="processes that play devices; 0: one per CPU")
+    gpus_per_actor: float = Field(0.0, ge=0)
+
+
+class PathsConfig(Section):
+    """Where things are kept; empty: the user's cache folder."""
+
+    cache: str = ""
+    state: str = ""
+    out: str = ""
