@@ -120,7 +120,7 @@ class Federation:
         shared = keys - set(schedule.scoped(Scope.DEVICE))
         self.phase = "initial modules"
         initial = initial_modules(view, devices, shared, deadline_s=server.deadline_s)
-        self.cloud_modules = initial
+        self.cloud_modules = {k: initial[k] for k in schedule.scoped(Scope.CLOUD)}
         self.edges = self._plant(devices, schedule)
         self.phase = "training"
         cloud = CloudStrategy(
@@ -176,8 +176,8 @@ class Federation:
             self._write(total)
 
     def _on_round(self, report: RoundReport, modules: ModularState) -> None:
-        self.cloud_modules = modules
-        self.files.save_cloud(modules)
+        self.cloud_modules = {k: modules[k] for k in self.cloud_modules}
+        self.files.save_cloud(self.cloud_modules)
         if report.t > self.t:
             self._write(report)
 

@@ -19,7 +19,7 @@ from hffm_flower.data.dataset import Item
 from hffm_flower.errors import ConfigError, OutputError, one_of
 from hffm_flower.models.backbones import BACKBONES
 from hffm_flower.models.encoders.encoder import Tokens
-from hffm_flower.models.multimodal import MultimodalModel, streams_of
+from hffm_flower.models.multimodal import MultimodalModel, streams_of, task_modules
 from hffm_flower.modules import ModularState, ModuleKey, ModuleKind
 from hffm_flower.records import read_state
 from hffm_flower.result import summarise, task_facts
@@ -110,19 +110,26 @@ def load(folder: str | Path, node: str | None = None) -> Predictor:
     if not path.exists():
         raise OutputError(f"{str(files.root)!r} has no model of {node or 'the cloud'}")
     state = read_state(path)
-    if not state:
-        raise OutputError(
-            f"{node or 'the cloud'} has no modules of its own after method {config.method!r}; "
-            "load a device, e.g. node='device/0'"
-        )
-    tasks = [k.name for k in state if k.kind is ModuleKind.HEAD]
     readable = {ModuleKey(ModuleKind.PROJECTOR, s) for s in native_streams(config)} | state.keys()
-    modalities = {
-        m for t in tasks for m, s in TASKS[t].inputs.items()
-        if m in config.encoder_names() and ModuleKey(ModuleKind.PROJECTOR, s) in readable
-    }  # fmt: skip
+    served: dict[str, set[str]] = {}
+    for key in state:
+        if key.kind is ModuleKind.HEAD:
+            has = {
+                m for m, s in TASKS[key.name].inputs.items()
+                if m in config.encoder_names() and ModuleKey(ModuleKind.PROJECTOR, s) in readable
+            }  # fmt: skip
+            needed = task_modules(key.name, has, config.model.backbone)
+            if has.issuperset(TASKS[key.name].required) and set(needed) <= state.keys():
+                served[key.name] = has
+    if not served:
+        held = ", ".join(map(str, state)) or "none"
+        raise OutputError(
+            f"{node or 'the cloud'} has no whole model after this run (its modules: {held}); "
+            "load a lower node, e.g. node='edge/0' or node='device/0'"
+        )
+    modalities = {m for has in served.values() for m in has}
     frozen = frozen_layers(config, on)
-    model = MultimodalModel(model_spec(config), tasks, modalities, frozen, keys=state).to(on)
+    model = MultimodalModel(model_spec(config), served, modalities, frozen, keys=state).to(on)
     model.load(state)
     return Predictor(config, model, on)
 

@@ -97,7 +97,7 @@ def test_a_device_has_its_own_tasks_and_modalities(tiny: RunConfig, tmp_path: Pa
     model = load(files.root, f"device/{busy.index}")
     assert set(model.tasks) == set(busy.tasks)
     assert set(model.modalities) == set(busy.modalities)
-    with pytest.raises(OutputError, match="load a device"):
+    with pytest.raises(OutputError, match="load a lower node"):
         load(files.root)
 
 
@@ -121,3 +121,20 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps([1]), encoding="utf-8")
     with pytest.raises(OutputError, match="is not a result"):
         load(tmp_path)
+
+
+def test_a_cloud_that_averages_nothing_has_no_model(tiny: RunConfig, tmp_path: Path) -> None:
+    files = finished(tiny.with_values(method="edge-only"), tmp_path / "edges")
+    assert files.cloud() == {}
+    with pytest.raises(OutputError, match=r"the cloud has no whole model .*its modules: none"):
+        load(files.root)
+    assert load(files.root, "edge/1").tasks
+
+
+def test_a_cloud_without_heads_has_no_whole_model(tiny: RunConfig, tmp_path: Path) -> None:
+    mixed = tiny.with_values(server__modules="head/*=edge")
+    files = finished(mixed, tmp_path / "mixed")
+    assert not any(str(k).startswith("head/") for k in files.cloud())
+    with pytest.raises(OutputError, match="no whole model"):
+        load(files.root)
+    assert load(files.root, "edge/0").tasks
