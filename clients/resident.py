@@ -7,6 +7,7 @@ any device with the same result.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -64,11 +65,8 @@ def _partition_name(*settings: object) -> str:
 
 @lru_cache(maxsize=4)
 def _partition(path: Path, config: RunConfig) -> Partition:
-    if path.exists():
-        try:
-            return load_partition(path)
-        except ConfigError:
-            path.unlink(missing_ok=True)
+    with contextlib.suppress(ConfigError):
+        return load_partition(path)
     data = config.data
     drawn = partition(
         devices=config.tree.devices,
@@ -84,7 +82,14 @@ def _partition(path: Path, config: RunConfig) -> Partition:
         datasets={task: _dataset(task, data.train_per_answer, data.test_per_answer, config.seed)
                   for task in data.tasks if task in TASKS},
     )  # fmt: skip
-    save_partition(path, drawn)
+    try:
+        save_partition(path, drawn)
+    except OSError as error:
+        raise ConfigError(
+            f"the cache folder {str(config.cache_dir())!r} cannot be used ({error.strerror}); set "
+            "paths.cache or the environment variable HFFM_CACHE",
+            key="paths.cache",
+        ) from error
     return load_partition(path)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clients.examples import TaskData
 from hffm_flower.accelerator import mixed_precision
-from hffm_flower.errors import Interrupted
+from hffm_flower.errors import DivergedError, Interrupted
 from hffm_flower.models.multimodal import MultimodalModel, task_modules
 from hffm_flower.modules import ModuleKey
 from hffm_flower.sections import TrainConfig
@@ -81,6 +81,7 @@ def train(
 
     Raises:
         Interrupted: ``stopped`` said so.
+        DivergedError: The loss is not finite.
     """
     rng = generator(seed, "train", device_index, t)
     weights = [p for p in model.parts.parameters() if p.requires_grad]
@@ -104,9 +105,9 @@ def train(
             with mixed_precision(on, config.precision):
                 output = model(batch.task, batch.inputs)
             loss = model.head(batch.task).loss(output.float(), batch.targets)
-            objective = loss + _proximal(weights, start, config.proximal_mu) if start else loss
             optimizer.zero_grad(set_to_none=True)
-            objective.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]
+            _add_proximal(weights, start, config.proximal_mu)
             if config.clip_norm:
                 torch.nn.utils.clip_grad_norm_(weights, config.clip_norm)
             optimizer.step()
@@ -118,6 +119,11 @@ def train(
                 break
         if config.local_steps and steps >= config.local_steps:
             break
+    if not torch.isfinite(total):
+        raise DivergedError(
+            f"the loss is {float(total)} in edge round {t}; lower train.learning-rate or set "
+            "train.clip-norm"
+        )
     mass: dict[ModuleKey, float] = {}
     for part, visited in zip(data, seen, strict=True):
         for key in task_modules(part.task, part.modalities, model.spec.backbone):
@@ -125,9 +131,8 @@ def train(
     return Trained({k: n for k, n in sorted(mass.items()) if n > 0}, float(total), examples)
 
 
-def _proximal(weights: list[torch.nn.Parameter], start: list[Tensor], mu: float) -> Tensor:
-    return (
-        0.5
-        * mu
-        * torch.stack([(w - s).square().sum() for w, s in zip(weights, start, strict=True)]).sum()
-    )
+def _add_proximal(weights: list[torch.nn.Parameter], start: list[Tensor], mu: float) -> None:
+    """Add the gradient of ``mu/2 |w - start|^2``, for the weights that this batch trains."""
+    for weight, origin in zip(weights, start, strict=False):
+        if weight.grad is not None:
+            weight.grad.add_(weight.detach() - origin, alpha=mu)

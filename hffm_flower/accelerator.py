@@ -34,6 +34,20 @@ def choose_device(name: str = "auto", *, backend: Any = torch) -> torch.device:
     return torch.device(name)
 
 
+def check_gpu_share(share: float, *, backend: Any = torch) -> None:
+    """Refuse a share of a GPU per actor where there is no GPU.
+
+    Raises:
+        ConfigError: ``share`` is above what this machine has.
+    """
+    count = backend.cuda.device_count() if backend.cuda.is_available() else 0
+    if share > count:
+        raise ConfigError(
+            f"{share:g} GPUs per actor, but this machine has {count} CUDA devices",
+            key="simulation.gpus-per-actor",
+        )
+
+
 def mixed_precision(
     device: torch.device, precision: str, *, backend: Any = torch
 ) -> contextlib.AbstractContextManager[Any]:

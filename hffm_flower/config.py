@@ -109,7 +109,7 @@ class RunConfig(Section):
     def cache_dir(self) -> Path:
         """Folder of caches: ``paths.cache``, else ``$HFFM_CACHE``, else the user's own."""
         named = self.paths.cache or os.environ.get("HFFM_CACHE", "")
-        return Path(named) if named else Path.home() / ".cache" / "hffm-flower"
+        return Path(named).expanduser() if named else Path.home() / ".cache" / "hffm-flower"
 
     def fingerprint(self) -> str:
         """Digest of the settings that all nodes share; paths and hardware are their own."""
@@ -193,11 +193,17 @@ def located(error: ConfigError, origin: Mapping[str, str]) -> ConfigError:
 def _flatten(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for name, value in table.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and (value or key in TABLES):
+            flat |= _flatten(value, f"{key}.")
         else:
-            flat[f"{prefix}{name}"] = value
+            flat[key] = value
     return flat
+
+
+TABLES: Final = frozenset(
+    name for name, field in RunConfig.model_fields.items() if isinstance(field.default, Section)
+)
 
 
 def keys() -> tuple[str, ...]:
@@ -216,6 +222,8 @@ def _refuse_unknown(key: str, origin: str) -> None:
     hint = f"; did you mean {near[0]!r}?" if near else ""
     table = key.rpartition(".")[0]
     peers = [k for k in _KEYS if k.rpartition(".")[0] == table] or list(_KEYS)
+    if not table:
+        peers += [f"[{name}]" for name in sorted(TABLES)]
     raise ConfigError(
         f"{key}{where}: unknown setting{hint}; allowed here: {', '.join(peers)}", key=key
     )

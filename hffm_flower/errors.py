@@ -6,6 +6,7 @@ HffmError
 |-- AssetError         a packaged asset is missing or is not the one we know
 |-- ModuleError        module states that do not fit together
 |-- ProtocolError      a node answered something that this version cannot use
+|-- DivergedError    training or a server optimiser left the finite numbers
 |-- QuorumError        too few nodes answered before the deadline
 `-- Interrupted        the user asked the run to stop
 
@@ -49,6 +50,10 @@ class ModuleError(HffmError):
 
 class ProtocolError(HffmError):
     """A node's answer does not fit this version of the package."""
+
+
+class DivergedError(HffmError):
+    """A loss or a module is not finite any more."""
 
 
 class QuorumError(HffmError):

@@ -55,7 +55,7 @@ def from_bytes(data: bytes) -> dict[ModuleKey, dict[str, Tensor]]:
     for name, array in flat.items():
         key, _, tensor = name.rpartition("/")
         state[ModuleKey.parse(key)][tensor] = array
-    return dict(state)
+    return dict(sorted(state.items()))
 
 
 def write_state(path: Path, state: ModularState) -> None:
@@ -75,7 +75,7 @@ def read_state(path: Path) -> dict[ModuleKey, dict[str, Tensor]]:
     """
     try:
         return from_bytes(path.read_bytes())
-    except ModuleError as error:
+    except (ModuleError, OSError) as error:
         raise ModuleError(f"{path}: {error}") from error
 
 

@@ -42,12 +42,13 @@ class RoundReport:
 
     Attributes:
         t: Absolute edge round, from 1.
-        loss: Sum of the training loss over trained examples.
+        loss_sum: Sum of the training loss over trained examples.
         trained: Examples trained on, counted once per pass [examples].
         devices: Indices of the devices whose updates were used.
         dropped: Device index -> why its answer is missing.
         void: Edges whose round published nothing, for lack of a quorum.
         scores: Evaluations made in this round.
+        evaluated: Model tier -> indices of the devices that evaluated it.
         down_bytes: Modules sent to devices [byte].
         up_bytes: Modules received from devices [byte].
         cloud_down_bytes: Modules sent from the cloud to edges [byte].
@@ -56,12 +57,13 @@ class RoundReport:
     """
 
     t: int
-    loss: float = 0.0
+    loss_sum: float = 0.0
     trained: int = 0
     devices: list[int] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
     void: list[int] = field(default_factory=list)
     scores: Scores = field(default_factory=dict)
+    evaluated: dict[str, list[int]] = field(default_factory=dict)
     down_bytes: int = 0
     up_bytes: int = 0
     cloud_down_bytes: int = 0
@@ -75,7 +77,7 @@ class RoundReport:
 
     def add(self, other: RoundReport) -> None:
         """Add another node's figures of the same round."""
-        self.loss += other.loss
+        self.loss_sum += other.loss_sum
         self.trained += other.trained
         self.devices = sorted({*self.devices, *other.devices})
         self.dropped |= other.dropped
@@ -85,6 +87,8 @@ class RoundReport:
         self.cloud_down_bytes += other.cloud_down_bytes
         self.cloud_up_bytes += other.cloud_up_bytes
         self.seconds = max(self.seconds, other.seconds)
+        for tier, indices in other.evaluated.items():
+            self.evaluated[tier] = sorted({*self.evaluated.get(tier, []), *indices})
         for tier, splits in other.scores.items():
             for split, tasks in splits.items():
                 for task, score in tasks.items():

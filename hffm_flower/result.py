@@ -65,7 +65,7 @@ def build(
         "rounds": [
             {
                 "t": r.t,
-                "loss": r.loss / max(1, r.trained),
+                "loss": r.loss_sum / max(1, r.trained),
                 "devices": len(r.devices),
                 "dropped": len(r.dropped),
                 "seconds": r.seconds,
@@ -122,6 +122,7 @@ def summarise(
         "t": final.t,
         "mean_global": mean_accuracy(iid, tasks),
         "mean_personal": mean_accuracy(skewed, tasks),
+        "cycle_tier": lower,
         "mean_global_cycle": sum(cycle_means) / len(cycle_means) if cycle_means else None,
         "per_task": {t: accuracy(iid.get(t, Score()), f) for t, f in tasks.items()},
         "mean_iou": {
@@ -130,6 +131,7 @@ def summarise(
             if not f.classes and t in iid and iid[t].total
         },
         "chance": {t: f.chance for t, f in tasks.items()},
+        "expected": {t: f.expected for t, f in tasks.items()},
         "uncovered": 1.0 - covered / expected if expected else 1.0,
         "dropped": sum(len(r.dropped) for r in reports),
         "void": sum(len(r.void) for r in reports),

@@ -42,9 +42,16 @@ class RunFiles:
             OutputError: It already holds a run, is no folder, or cannot be written.
         """
         files = cls(root)
-        if root.exists() and not root.is_dir():
-            raise OutputError(f"{str(root)!r} is not a folder", key="paths.out")
-        taken = [n for n in (RESULT, ROUNDS, MODEL) if (root / n).exists()]
+        if not str(root) or str(root) == ".":
+            raise OutputError("name a folder for the results, not the current one", key="paths.out")
+        try:
+            if root.exists() and not root.is_dir():
+                raise OutputError(f"{str(root)!r} is not a folder", key="paths.out")
+            taken = [n for n in (RESULT, ROUNDS, MODEL) if (root / n).exists()]
+        except (OSError, ValueError) as error:
+            raise OutputError(
+                f"{str(root)!r} is no usable path: {error}", key="paths.out"
+            ) from error
         if taken:
             raise OutputError(
                 f"{str(root)!r} already holds a run ({', '.join(taken)}); "
@@ -57,7 +64,9 @@ class RunFiles:
                 pass
             (root / ROUNDS).touch(exist_ok=False)
         except FileExistsError as error:
-            raise OutputError(f"{str(root)!r} already holds a run", key="paths.out") from error
+            raise OutputError(
+                f"{str(root)!r} already holds a run, or is a broken link", key="paths.out"
+            ) from error
         except OSError as error:
             raise OutputError(
                 f"{str(root)!r} is not writable: {error.strerror}", key="paths.out"
@@ -72,14 +81,26 @@ class RunFiles:
             os.fsync(file.fileno())
 
     def rounds(self) -> list[RoundReport]:
-        """Finished edge rounds, in order; a line cut off in the middle ends them."""
+        """Finished edge rounds, in order; a line cut off in the middle ends them.
+
+        Raises:
+            OutputError: The file cannot be read.
+        """
         reports = []
-        for line in (self.root / ROUNDS).read_text(encoding="utf-8").splitlines():
+        try:
+            lines = (self.root / ROUNDS).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{self.root / ROUNDS} cannot be read: {error}") from error
+        for line in lines:
             try:
                 reports.append(RoundReport.from_json(line))
-            except json.JSONDecodeError:
+            except (ValueError, TypeError, KeyError, AttributeError):
                 break
         return reports
+
+    def has_result(self) -> bool:
+        """Whether ``result.json`` is there."""
+        return (self.root / RESULT).exists()
 
     def write_result(self, result: Mapping[str, object]) -> None:
         """Write ``result.json``, whole or not at all."""
@@ -95,9 +116,9 @@ class RunFiles:
         """
         try:
             loaded = json.loads((self.root / RESULT).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise OutputError(f"{str(self.root)!r} holds no finished run: {error}") from error
-        if not isinstance(loaded, dict):
+        if not isinstance(loaded, dict) or not loaded.keys() >= {"config", "status", "summary"}:
             raise OutputError(f"{self.root / RESULT} is not a result")
         return loaded
 

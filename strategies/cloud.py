@@ -13,19 +13,19 @@ from collections.abc import Callable, Iterable, Mapping
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from hffm_flower.errors import QuorumError
+from hffm_flower.errors import ProtocolError, QuorumError
 from hffm_flower.modules import ModularState, ModuleKey
 from hffm_flower.records import CONFIG, MODULES, REPORT, modules_record, payload_bytes, words
 from hffm_flower.report import RoundReport
 from hffm_flower.schedule import Schedule, Scope
 from strategies.edge import EVALUATE_CLUSTER, TRAIN_CLUSTER
 from strategies.grids import instruction
-from strategies.modular import Answer, Member, ModularStrategy
+from strategies.modular import Gathered, Member, ModularStrategy
 
 log = logging.getLogger(__name__)
 
 OnRound = Callable[[RoundReport, ModularState], None]
-"""Told of every finished edge round, with the cloud's modules as they are then."""
+"""Told of every finished edge round, with the modules that the cloud has aggregated."""
 
 
 class CloudStrategy(ModularStrategy):
@@ -99,7 +99,7 @@ class CloudStrategy(ModularStrategy):
             QuorumError: No device of any edge could be used in the whole exchange.
         """
         _, last = self.span(server_round)
-        answers = self._take(replies)
+        got = self._take(replies)
         if not any(report.devices for report in self._reports.values()):
             reasons = sorted({w for r in self._reports.values() for w in r.dropped.values()})
             raise QuorumError(
@@ -107,17 +107,17 @@ class CloudStrategy(ModularStrategy):
                 + ("; ".join(reasons[:3]) or "no device took part")
             )
         report = self._reports[last]
-        if self.has_quorum(len(answers), len(self.members)):
-            for answer in answers:
+        if self.has_quorum(len(got.answers), len(self.members)):
+            for answer in got.answers:
                 report.cloud_up_bytes += payload_bytes(answer.message.content)
-            self.publish(self.merged(answers), last, final=self._cloud_keys)
+            self.publish(got.update, last, final=self._cloud_keys)
         else:
             log.warning(
                 "cloud round %d: %d of %d edges answered, below the quorum of %g; "
                 "the modules stay as they were",
-                last, len(answers), len(self.members), self.quorum,
+                last, len(got.answers), len(self.members), self.quorum,
             )  # fmt: skip
-        loss = sum(r.loss for r in self._reports.values())
+        loss = sum(r.loss_sum for r in self._reports.values())
         trained = sum(r.trained for r in self._reports.values())
         metrics = MetricRecord({"t": last, "loss": loss / max(1, trained)})
         return modules_record(self.modules), metrics
@@ -136,29 +136,32 @@ class CloudStrategy(ModularStrategy):
         """Add up the counts and close the books on these edge rounds."""
         self._take(replies)
         for report in self._reports.values():
-            self._on_round(report, self.modules)
+            self._on_round(report, self.aggregated())
         return None
 
-    def _take(self, replies: Iterable[Message]) -> list[Answer]:
-        """Usable replies; their reports are added to the rounds', their edges are up to date."""
-        answers, refused = self.answers(replies)
-        usable = []
-        for answer in answers:
-            try:
-                reports = _reports_of(answer.message)
-            except (TypeError, ValueError, KeyError) as error:
-                refused[answer.member.index] = f"its report cannot be read: {error}"
-                continue
-            for report in reports:
+    def aggregated(self) -> ModularState:
+        """The modules that the cloud has aggregated at least once."""
+        return {k: self.modules[k] for k in self.modules if self.versions[k] > 0}
+
+    def inspect(self, reply: Message) -> None:
+        """Refuse an edge's reply without readable reports."""
+        try:
+            _reports_of(reply)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ProtocolError(f"its report cannot be read: {error}") from error
+
+    def _take(self, replies: Iterable[Message]) -> Gathered:
+        """Gather; the edges' reports are added to the rounds', their edges are up to date."""
+        got = self.gather(replies)
+        for answer in got.answers:
+            for report in _reports_of(answer.message):
                 if report.t in self._reports:
                     self._reports[report.t].add(report)
             node = answer.message.metadata.src_node_id
             self._held[node] = self._sent[node]
-            usable.append(answer)
-        for index, why in refused.items():
-            log.warning("edge %d dropped: %s", index, why)
+        for index, why in got.refused.items():
             self._reports[max(self._reports)].dropped[f"edge {index}"] = why
-        return usable
+        return got
 
     def _messages(self, kind: str, first: int, last: int) -> list[Message]:
         """One message per edge, with the modules that it does not have in this version."""

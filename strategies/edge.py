@@ -37,6 +37,7 @@ from strategies.selection import participants
 
 log = logging.getLogger(__name__)
 
+SPLITS = ("iid", "skewed")
 TRAIN_CLUSTER = "train.cluster"
 EVALUATE_CLUSTER = "evaluate.cluster"
 
@@ -145,28 +146,28 @@ class EdgeStrategy(ModularStrategy):
 
     def learn(self, replies: Iterable[Message], report: RoundReport) -> None:
         """Merge the devices' updates and publish the result, or nothing below the quorum."""
-        answers, refused = self.answers(replies, self.modules.keys() - self.personal)
-        report.dropped |= {str(k): why for k, why in refused.items()}
-        asked = len(answers) + len(refused)
-        if not self.has_quorum(len(answers), asked):
+        got = self.gather(replies, self.modules.keys() - self.personal)
+        report.dropped |= {str(k): why for k, why in got.refused.items()}
+        asked = len(got.answers) + len(got.refused)
+        if not self.has_quorum(len(got.answers), asked):
             report.void.append(self.index)
             log.warning(
                 "edge %d round %d: %d of %d devices answered, below the quorum of %g; "
                 "the modules stay as they were",
-                self.index, report.t, len(answers), asked, self.quorum,
+                self.index, report.t, len(got.answers), asked, self.quorum,
             )  # fmt: skip
             return
-        self.publish(self.merged(answers), report.t, final=self.own)
-        for answer in answers:
+        self.publish(got.update, report.t, final=self.own)
+        for answer in got.answers:
             report.devices.append(answer.member.index)
             report.up_bytes += payload_bytes(answer.message.content)
             figures = metrics(answer.message.content, "metrics")
-            report.loss += _scalar(figures.get("loss"))
+            report.loss_sum += _scalar(figures.get("loss"))
             report.trained += int(_scalar(figures.get("examples")))
-            for key, mass in answer.update.mass.items():
+            for key, mass in answer.mass.items():
                 if mass > 0:
                     self._trained[key][answer.member.index] = mass
-        log.info("edge %d round %d: %d devices", self.index, report.t, len(answers))
+        log.info("edge %d round %d: %d devices", self.index, report.t, len(got.answers))
 
     def ask_evaluate(self, report: RoundReport) -> list[Message]:
         """Messages that have every device evaluate the edge's modules on its test shards."""
@@ -174,16 +175,19 @@ class EdgeStrategy(ModularStrategy):
 
     def score(self, replies: Iterable[Message], report: RoundReport, tier: str) -> None:
         """Add up the devices' counts as those of the model of ``tier``."""
-        answers, refused = self.answers(replies)
-        report.dropped |= {str(k): f"evaluate: {why}" for k, why in refused.items()}
-        for answer in answers:
+        got = self.gather(replies)
+        report.dropped |= {str(k): f"evaluate: {why}" for k, why in got.refused.items()}
+        evaluated = set(report.evaluated.get(tier, []))
+        for answer in got.answers:
             for name, values in metrics(answer.message.content, "scores").items():
                 split, _, task = name.partition("/")
-                if not isinstance(values, list) or len(values) != 3:
+                score = _score(values)
+                if score is None or not _plausible(score, answer.member, split, task):
+                    log.warning("device %d: %s = %s is no score", answer.member.index, name, values)
                     continue
-                if all(map(math.isfinite, values)):
-                    score = Score(int(values[0]), int(values[1]), float(values[2]))
-                    report.add_score(tier, split, task, score)
+                report.add_score(tier, split, task, score)
+                evaluated.add(answer.member.index)
+        report.evaluated[tier] = sorted(evaluated)
 
     def _messages(self, kind: str, nodes: Iterable[int], report: RoundReport) -> list[Message]:
         """One message per node with exactly the modules that its profile names."""
@@ -213,7 +217,7 @@ class EdgeStrategy(ModularStrategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Publish the round's modules."""
         self.learn(replies, self.report)
-        loss = self.report.loss / max(1, self.report.trained)
+        loss = self.report.loss_sum / max(1, self.report.trained)
         return modules_record(self.modules), MetricRecord({"loss": loss})
 
     def configure_evaluate(
@@ -245,6 +249,21 @@ def _reply(message: Message, update: ModularUpdate, reports: list[RoundReport]) 
         }
     )
     return Message(content, reply_to=message)
+
+
+def _score(values: object) -> Score | None:
+    if not isinstance(values, list) or len(values) != 3 or not all(map(math.isfinite, values)):
+        return None
+    return Score(int(values[0]), int(values[1]), float(values[2]))
+
+
+def _plausible(score: Score, member: Member, split: str, task: str) -> bool:
+    """Whether a device can have counted this: within its shard, of a task that it runs."""
+    tests = member.tests
+    known = tests is None or split not in SPLITS or task in tests or split == "skewed"
+    most = tests[task] if tests is not None and split == "iid" and task in tests else score.total
+    bounded = 0 <= score.correct <= score.total <= most and 0 <= score.value <= score.total + 1e-3
+    return known and bounded and split in SPLITS
 
 
 def _scalar(value: object) -> float:

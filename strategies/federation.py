@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import defaultdict
@@ -95,8 +96,9 @@ class Federation:
     def run(self, grid: Grid) -> None:
         config, server = self.config, self.config.server
         nodes = wait_for_nodes(
-            grid, config.tree.devices, deadline_s=server.deadline_s, stopped=self.stop.is_set
-        )
+            grid, config.tree.devices, least=self._quorum(),
+            deadline_s=server.deadline_s, stopped=self.stop.is_set,
+        )  # fmt: skip
         view = ClusterGrid(grid, nodes, stop=self.stop, watch=self._watch)
         self.phase = "registering"
         devices, self.refused = register(
@@ -104,11 +106,7 @@ class Federation:
             fingerprint=config.fingerprint(),
             deadline_s=server.deadline_s,
         )  # fmt: skip
-        if len(devices) < max(1.0, server.quorum * config.tree.devices):
-            raise QuorumError(
-                f"{len(devices)} of {config.tree.devices} devices could be registered; "
-                + "; ".join(sorted(set(self.refused.values()))[:3])
-            )
+        self._refuse(devices, {})
         self.idle = [d.profile.index for d in devices.values() if d.profile.idle]
         self.tasks = task_facts(config.data.tasks, (d.profile for d in devices.values()))
         keys = {key for device in devices.values() for key in device.keys}
@@ -119,12 +117,15 @@ class Federation:
         self.cycle = schedule.cycle()
         shared = keys - set(schedule.scoped(Scope.DEVICE))
         self.phase = "initial modules"
-        initial = initial_modules(view, devices, shared, deadline_s=server.deadline_s)
-        self.cloud_modules = {k: initial[k] for k in schedule.scoped(Scope.CLOUD)}
+        initial, silent = initial_modules(view, devices, shared, deadline_s=server.deadline_s)
+        self._refuse(devices, silent)
         self.edges = self._plant(devices, schedule)
         self.phase = "training"
         cloud = CloudStrategy(
-            {node: Member(e.index, e.keys) for node, e in self.edges.items()},
+            {
+                node: Member(e.index, e.keys, sum(m.examples for m in e.members.values()))
+                for node, e in self.edges.items()
+            },
             schedule, initial,
             optimizer=server.optimizer, quorum=server.quorum, deadline_s=server.deadline_s,
             report_every=server.evaluate_every, on_round=self._on_round,
@@ -138,6 +139,21 @@ class Federation:
                 timeout=cloud.round_timeout_s(),
             )
 
+    def _refuse(self, devices: dict[int, Registered], nodes: Mapping[int, str]) -> None:
+        """Leave nodes out; below the quorum the run ends."""
+        self.refused |= nodes
+        for node in nodes:
+            del devices[node]
+        if len(devices) < self._quorum():
+            raise QuorumError(
+                f"{len(devices)} of {self.config.tree.devices} devices could be registered; "
+                + "; ".join(sorted(set(self.refused.values()))[:3])
+            )
+
+    def _quorum(self) -> int:
+        """Least devices that a run needs."""
+        return max(1, math.ceil(self.config.server.quorum * self.config.tree.devices))
+
     def _plant(
         self, devices: Mapping[int, Registered], schedule: Schedule
     ) -> dict[int, EdgeStrategy]:
@@ -148,8 +164,7 @@ class Federation:
             index + 1: EdgeStrategy(
                 index,
                 {
-                    node_of[k]: Member(k, devices[node_of[k]].keys)
-                    for k in cluster if k in node_of
+                    node_of[k]: devices[node_of[k]].member() for k in cluster if k in node_of
                 },
                 schedule,
                 seed=config.seed, fraction=server.fraction, optimizer=server.optimizer,
@@ -176,8 +191,8 @@ class Federation:
             self._write(total)
 
     def _on_round(self, report: RoundReport, modules: ModularState) -> None:
-        self.cloud_modules = {k: modules[k] for k in self.cloud_modules}
-        self.files.save_cloud(self.cloud_modules)
+        self.cloud_modules = modules
+        self.files.save_cloud(modules)
         if report.t > self.t:
             self._write(report)
 
@@ -186,7 +201,7 @@ class Federation:
         report.seconds = time.monotonic() - self._began
         self.files.append(report)
         figures = means(report, self.tasks)
-        loss = report.loss / max(1, report.trained)
+        loss = report.loss_sum / max(1, report.trained)
         self.event(
             {
                 "event": "round", "t": report.t, "loss": loss, "mean_global": figures,

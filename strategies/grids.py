@@ -117,7 +117,7 @@ class ClusterGrid(Grid):
         until = None if timeout is None else time.monotonic() + timeout
         while waiting:
             if self._stop.is_set():
-                raise Interrupted("stopped while waiting for nodes")
+                raise Interrupted("stopped on request")
             for reply in self.pull_messages(list(waiting)):
                 place = waiting.pop(reply.metadata.reply_to_message_id)
                 question = asked[place]

@@ -15,15 +15,15 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
 
-from hffm_flower.errors import HffmError, ModuleError
-from hffm_flower.modules import ModularUpdate, ModuleKey, ModuleState, merge
+from hffm_flower.errors import DivergedError, HffmError, ModuleError
+from hffm_flower.modules import Merger, ModularUpdate, ModuleKey, ModuleState
 from hffm_flower.records import update_of
 from hffm_flower.schedule import Schedule
 from strategies.server_optimizers import OptimizerPolicy
 
 log = logging.getLogger(__name__)
 
-_LEAST_MASS, _MOST_MASS, _TOO_LARGE = 1e-6, 1e12, 1e20
+_LEAST_MASS, _MOST_MASS, _TOO_LARGE, _ROUNDING = 1e-6, 1e12, 1e20, 1e-6
 """Bounds of a mass [examples] and of a value, within which no float32 sum overflows."""
 
 
@@ -34,19 +34,44 @@ class Member:
     Attributes:
         index: Index of the device or of the edge.
         keys: Modules that it holds.
+        examples: Most mass that it can have behind a module [examples].
+        tests: Task -> examples of its shard of the IID test set; None: not known.
     """
 
     index: int
     keys: tuple[ModuleKey, ...]
+    examples: float = _MOST_MASS
+    tests: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A child's reply that can be used."""
+    """A child's reply that can be used; its modules are merged already.
+
+    Attributes:
+        member: The child.
+        message: The reply.
+        mass: Module -> mass that the child gave it [examples].
+    """
 
     member: Member
     message: Message
+    mass: Mapping[ModuleKey, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What came back from the children.
+
+    Attributes:
+        update: Mean of the usable replies' modules.
+        answers: The usable replies, in order of the children's index.
+        refused: Index of a child -> why its reply cannot be used.
+    """
+
     update: ModularUpdate
+    answers: tuple[Answer, ...]
+    refused: Mapping[int, str]
 
 
 class ModularStrategy(Strategy):
@@ -82,30 +107,39 @@ class ModularStrategy(Strategy):
         """Modules that any child holds, sorted."""
         return tuple(sorted({k for m in self.members.values() for k in m.keys}))
 
-    def answers(
+    def gather(
         self, replies: Iterable[Message], allowed: Collection[ModuleKey] | None = None
-    ) -> tuple[list[Answer], dict[int, str]]:
-        """Usable replies in order of the children's index, and why the others are not.
+    ) -> Gathered:
+        """Check and merge replies one by one, in order of the children's index.
+
+        One reply's modules are unpacked at a time: memory is that of one model beside the
+        packed messages, however many children there are.
 
         Args:
             replies: One per asked child.
             allowed: Modules that children may send back; default: those they hold.
         """
-        usable: list[Answer] = []
+        merger = Merger()
+        answers: list[Answer] = []
         refused: dict[int, str] = {}
-        for reply in replies:
+        for reply in sorted(replies, key=lambda r: self.members[r.metadata.src_node_id].index):
             member = self.members[reply.metadata.src_node_id]
             try:
                 if reply.has_error():
                     raise ModuleError(f"error {reply.error.code}: {reply.error.reason}")
                 update = update_of(reply.content)
-                self._check(update, member.keys if allowed is None else allowed)
+                self._check(update, member, member.keys if allowed is None else allowed)
+                self.inspect(reply)
+                merger.add(update)
             except HffmError as error:
                 refused[member.index] = " ".join(str(error).split())[:300]
                 log.warning("child %d dropped: %s", member.index, refused[member.index])
             else:
-                usable.append(Answer(member, reply, update))
-        return sorted(usable, key=lambda a: a.member.index), refused
+                answers.append(Answer(member, reply, dict(update.mass)))
+        return Gathered(merger.result(), tuple(answers), refused)
+
+    def inspect(self, reply: Message) -> None:
+        """Refuse a reply for a reason of this tier, by raising an `HffmError`."""
 
     def has_quorum(self, usable: int, asked: int) -> bool:
         """Whether enough of the asked children have answered."""
@@ -123,16 +157,24 @@ class ModularStrategy(Strategy):
             key: self._optimizer.step(key, self.modules[key], state) if key in final else state
             for key, state in update.state.items()
         }
+        for key in fresh.keys() & set(final):
+            if not all(np.isfinite(a).all() for a in fresh[key].values()):
+                raise DivergedError(
+                    f"the server optimizer of {key} diverged in round {t}; "
+                    "lower its rate in server.optimizer"
+                )
         self.modules = {**self.modules, **fresh}
         self.versions = {**self.versions, **dict.fromkeys(fresh, t)}
 
-    def _check(self, update: ModularUpdate, allowed: Collection[ModuleKey]) -> None:
+    def _check(self, update: ModularUpdate, member: Member, allowed: Collection[ModuleKey]) -> None:
         for key, state in update.state.items():
             if key not in allowed or key not in self.modules:
                 raise ModuleError(f"sent {key}, which it was not asked for")
             mass = update.mass[key]
-            if mass and not _LEAST_MASS <= mass <= _MOST_MASS:
-                raise ModuleError(f"mass of {key} is {mass:g}, which is no number of examples")
+            if mass and not _LEAST_MASS <= mass <= member.examples * (1 + _ROUNDING):
+                raise ModuleError(
+                    f"mass of {key} is {mass:g}, but it has {member.examples:g} examples"
+                )
             own = self.modules[key]
             if {n: a.shape for n, a in state.items()} != {n: a.shape for n, a in own.items()}:
                 raise ModuleError(f"tensors of {key} have other names or shapes")
@@ -141,11 +183,6 @@ class ModularStrategy(Strategy):
                     raise ModuleError(f"{key}/{name} is {array.dtype}, not float32")
                 if not (np.abs(array) < _TOO_LARGE).all():
                     raise ModuleError(f"{key}/{name} is not finite, or so large that sums are not")
-
-    @staticmethod
-    def merged(answers: Iterable[Answer]) -> ModularUpdate:
-        """Mean of the answers' updates, in their order."""
-        return merge(a.update for a in answers)
 
     def summary(self) -> None:
         """Log what this strategy aggregates."""

@@ -17,10 +17,11 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from hffm_flower.errors import HffmError, Interrupted, ProtocolError, QuorumError
-from hffm_flower.modules import ModuleKey, ModuleState, digest
+from hffm_flower.modules import ModuleKey, ModuleState, digest, shapes
 from hffm_flower.profile import NodeProfile
 from hffm_flower.records import CONFIG, modules_of, text
 from strategies.grids import instruction
+from strategies.modular import Member
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,11 @@ class Registered:
     profile: NodeProfile
     layout: Mapping[str, str]
 
+    def member(self) -> Member:
+        """The device as its edge knows it."""
+        own = self.profile
+        return Member(own.index, self.keys, float(sum(own.tasks.values())), own.tests)
+
     @property
     def keys(self) -> tuple[ModuleKey, ...]:
         """Modules that it holds, sorted."""
@@ -46,12 +52,12 @@ class Registered:
 
 
 def wait_for_nodes(
-    grid: Grid, count: int, *, deadline_s: float, stopped: Callable[[], bool]
+    grid: Grid, count: int, *, least: int, deadline_s: float, stopped: Callable[[], bool]
 ) -> tuple[int, ...]:
-    """Node ids, once ``count`` are online.
+    """Node ids, once ``count`` are online, or after ``deadline_s`` [s] if ``least`` are.
 
     Raises:
-        QuorumError: Fewer are online after ``deadline_s`` [s].
+        QuorumError: Fewer than ``least`` are online by then.
         Interrupted: The run was asked to stop.
     """
     until = time.monotonic() + deadline_s
@@ -60,8 +66,11 @@ def wait_for_nodes(
         if len(online) >= count:
             return tuple(online)
         if stopped():
-            raise Interrupted("stopped while waiting for nodes")
+            raise Interrupted("stopped on request")
         if time.monotonic() > until:
+            if len(online) >= least:
+                log.warning("only %d of %d nodes are online", len(online), count)
+                return tuple(online)
             raise QuorumError(f"{len(online)} of {count} nodes were online after {deadline_s:g} s")
         time.sleep(0.05)
 
@@ -126,54 +135,91 @@ def initial_modules(
     wanted: Collection[ModuleKey],
     *,
     deadline_s: float,
-) -> dict[ModuleKey, ModuleState]:
+) -> tuple[dict[ModuleKey, ModuleState], dict[int, str]]:
     """Initial value of every module in ``wanted``, from its lowest-index holder.
 
+    A device that does not answer, or sends no modules that fit its profile, is left out and
+    the next holder gives its modules.
+
+    Returns:
+        The modules; the node ids that were left out, with why.
+
     Raises:
-        ProtocolError: A holder does not answer, or holds other bits; the message says which.
+        ProtocolError: A device holds other bits; the message says which.
     """
+    modules: dict[ModuleKey, ModuleState] = {}
+    digests: dict[int, dict[str, str]] = {n: {} for n in devices}
+    refused: dict[int, str] = {}
+    left = dict(devices)
+    while giver := _givers(left, set(wanted) - modules.keys()):
+        questions = _questions(left, giver, first=not modules and not refused, ttl_s=deadline_s)
+        for reply in grid.send_and_receive(questions, timeout=deadline_s):
+            node = reply.metadata.src_node_id
+            try:
+                given, theirs = _initial(reply, left[node], [k for k in giver if giver[k] == node])
+            except HffmError as error:
+                device = left.pop(node)
+                refused[node] = f"device {device.profile.index} gave no initial modules: {error}"
+                log.warning("node %d refused: %s", node, refused[node])
+            else:
+                modules |= given
+                digests[node] |= theirs | {str(k): digest(state) for k, state in given.items()}
+    own = {str(key): digest(state) for key, state in modules.items()}
+    for node, device in left.items():
+        held = [str(k) for k in device.keys if k in modules]
+        other = [name for name in held if digests[node].get(name) != own[name]]
+        if other:
+            raise ProtocolError(
+                f"device {device.profile.index} begins with other bits in {', '.join(other)}; "
+                "all devices need the same seed and the same versions of the packages"
+            )
+    return dict(sorted(modules.items())), refused
+
+
+def _givers(
+    devices: Mapping[int, Registered], wanted: Collection[ModuleKey]
+) -> dict[ModuleKey, int]:
+    """Module -> node of its first holder; none where nobody holds it."""
     giver: dict[ModuleKey, int] = {}
     for node, device in devices.items():
         for key in device.keys:
             if key in wanted:
                 giver.setdefault(key, node)
+    return giver
+
+
+def _questions(
+    devices: Mapping[int, Registered], giver: Mapping[ModuleKey, int], *, first: bool, ttl_s: float
+) -> list[Message]:
+    """To a giver: send the module; at ``first`` also to the other holders: its digest."""
     questions = []
     for node, device in devices.items():
-        held = [k for k in device.keys if k in giver]
-        words = {
-            "send": " ".join(str(k) for k in held if giver[k] == node),
-            "digest": " ".join(str(k) for k in held if giver[k] != node),
-        }
-        if held:
+        send = [str(k) for k in device.keys if giver.get(k) == node]
+        hashed = [str(k) for k in device.keys if k in giver and giver[k] != node] if first else []
+        if send or hashed:
+            words = {"send": " ".join(send), "digest": " ".join(hashed)}
             content = RecordDict({CONFIG: ConfigRecord({"t": 0, **words})})
             questions.append(
-                instruction(content, node_id=node, kind="query.init", t=0, ttl_s=deadline_s)
+                instruction(content, node_id=node, kind="query.init", t=0, ttl_s=ttl_s)
             )
-    modules: dict[ModuleKey, ModuleState] = {}
-    digests: dict[int, dict[str, str]] = {}
-    for reply in grid.send_and_receive(questions, timeout=deadline_s):
-        index = devices[reply.metadata.src_node_id].profile.index
-        if reply.has_error():
-            raise ProtocolError(f"device {index} gave no initial modules: {reply.error.reason}")
-        modules |= modules_of(reply.content)
-        try:
-            digests[index] = dict(json.loads(text(reply.content, "digests", "json")))
-        except (TypeError, ValueError, ProtocolError) as error:
-            raise ProtocolError(f"device {index} gave no digests: {error}") from error
-    absent = sorted(str(k) for k in giver if k not in modules)
-    if absent:
-        raise ProtocolError(f"no device sent the initial {', '.join(absent)}")
-    own = {str(key): digest(state) for key, state in modules.items()}
-    for node, device in devices.items():
-        index = device.profile.index
-        asked = [str(k) for k in device.keys if k in giver and giver[k] != node]
-        other = [name for name in asked if digests[index].get(name) != own[name]]
-        if other:
-            raise ProtocolError(
-                f"device {index} begins with other bits in {', '.join(other)}; "
-                "all devices need the same seed and the same versions of the packages"
-            )
-    return dict(sorted(modules.items()))
+    return questions
+
+
+def _initial(
+    reply: Message, device: Registered, asked: Collection[ModuleKey]
+) -> tuple[dict[ModuleKey, ModuleState], dict[str, str]]:
+    if reply.has_error():
+        raise ProtocolError(f"error {reply.error.code}: {reply.error.reason}")
+    modules = {k: s for k, s in modules_of(reply.content).items() if k in asked}
+    layout = shapes(modules)
+    missing = [str(k) for k in asked if k not in modules]
+    odd = [name for name, shape in layout.items() if device.layout.get(name) != shape]
+    if missing or odd:
+        raise ProtocolError(f"{', '.join(missing + odd)} is missing or not as in its profile")
+    try:
+        return dict(modules), dict(json.loads(text(reply.content, "digests", "json")))
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"its digests cannot be read: {error}") from error
 
 
 def _read(reply: Message, version: str, fingerprint: str) -> Registered:

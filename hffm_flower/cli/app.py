@@ -42,20 +42,22 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
 def main() -> None:
     """Entry point: bad input ends with code 2, a failed run with 1, Ctrl-C with 130."""
     errors = Console(stderr=True, highlight=False)
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    ends = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, _interrupt) for number in ends}
     try:
         app()
     except (ConfigError, AssetError) as error:
         errors.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(BAD_INPUT)
-    except (KeyboardInterrupt, Interrupted):
-        errors.print("[yellow]interrupted[/]; the rounds so far are kept")
+    except Interrupted as error:
+        errors.print(f"[yellow]interrupted:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(INTERRUPTED)
     except HffmError as error:
         errors.print(f"[red]failed:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(FAILED)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -27,15 +27,17 @@ def data_command(
         config, smoke=smoke, sets=sets, devices=devices, edges=edges, seed=seed
     )
     with console.status("drawing the partition"):
-        from hffm_flower.session.plots import draw_data
+        from hffm_flower.session.plots import check_picture, draw_data
         from hffm_flower.session.preflight import check, edges_of
         from hffm_flower.topology import clusters
 
+        check_picture(plot)
         plan = check(chosen)
         drawn = draw_data(chosen, plan, plot)
     table = Table(title=f"{chosen.tree.devices} devices, seed {chosen.seed}")
     for column in ("edge", "device", "modalities", *chosen.data.tasks, "modules"):
-        table.add_column(column, justify="left" if column == "modalities" else "right")
+        justify: Literal["left", "right"] = "left" if column == "modalities" else "right"
+        table.add_column(column, justify=justify, overflow="fold")
     for edge, group in enumerate(clusters(chosen.tree.devices, edges_of(chosen))):
         for index in group:
             profile = plan.profiles[index]

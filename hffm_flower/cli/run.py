@@ -15,6 +15,7 @@ from rich.table import Table
 
 from hffm_flower.cli import options
 from hffm_flower.config import RunConfig
+from hffm_flower.errors import Interrupted
 
 
 def run_command(
@@ -40,15 +41,15 @@ def run_command(
         gpus_per_actor=gpus_per_actor,
     )  # fmt: skip
     with console.status("checking settings, assets and data"):
-        from hffm_flower.runfiles import RunFiles
         from hffm_flower.session.preflight import check, edges_of
-        from hffm_flower.session.run import default_folder, execute
+        from hffm_flower.session.run import execute, take_folder
 
         plan = check(chosen)
-        files = RunFiles.create(out or default_folder(chosen))
+        files = take_folder(chosen, out, origin="--out")
+    clusters = f" in {edges_of(chosen)} clusters" if edges_of(chosen) > 1 else ""
     console.print(
-        f"[bold]{chosen.method}[/], {chosen.tree.devices} devices in "
-        f"{edges_of(chosen)} clusters, {len(chosen.data.tasks)} tasks, "
+        f"[bold]{chosen.method}[/], {chosen.tree.devices} devices{clusters}, "
+        f"{len(chosen.data.tasks)} tasks, "
         f"{chosen.model.backbone} ({chosen.model.weights} encoders), "
         f"T = {chosen.rounds}, seed {chosen.seed}"
     )
@@ -56,8 +57,11 @@ def run_command(
         idle = ", ".join(map(str, plan.idle))
         console.print(f"idle devices, with no task that their modalities serve: {idle}")
     display = Display(console, chosen.rounds)
-    with display.live:
-        result = execute(chosen, plan, files, display.show)
+    try:
+        with display.live:
+            result = execute(chosen, plan, files, display.show)
+    except (KeyboardInterrupt, Interrupted) as error:
+        raise Interrupted(f"the rounds so far are kept in {files.root}") from error
     console.print(closing_table(result.result))
     console.print(f"results in [bold]{files.root}[/]")
 
@@ -85,6 +89,9 @@ class Display:
             self.bar.update(self.inner, completed=done, total=of, note=str(event["phase"]))
             if event["phase"] == "training" and self.first is None:
                 self.first = time.monotonic()
+        elif event["event"] == "stopping":
+            self.bar.update(self.total, note="stopping: saving what is finished")
+            self.live.refresh()
         elif event["event"] == "round":
             self.done = int(str(event["t"]))
             figures = event["mean_global"]
@@ -129,7 +136,8 @@ def closing_table(result: Mapping[str, object]) -> Table:
     table.add_row("mean, each device's own label mix", f"{summary['mean_personal']:.3f}", "")
     if summary["mean_global_cycle"] is not None:
         cycle = f"{summary['mean_global_cycle']:.3f}"
-        table.add_row("mean over the last cloud cycle, edge models", cycle, "")
+        tier = summary["cycle_tier"]
+        table.add_row(f"mean over the last cloud cycle, {tier} models", cycle, "")
     if summary["uncovered"]:
         table.add_row("test examples nobody evaluated", f"{summary['uncovered']:.1%}", "")
     if summary["dropped"]:

@@ -83,10 +83,11 @@ def train_pooled(
                 for split, shards in tests.items():
                     for task, score in evaluate(model, shards).items():
                         report.add_score("cloud", split, task, score)
+                report.evaluated["cloud"] = report.devices
             report.seconds = time.monotonic() - began
             files.append(report)
             files.save_cloud(model.state())
-            loss = report.loss / max(1, report.trained)
+            loss = report.loss_sum / max(1, report.trained)
             event({"event": "round", "t": t, "loss": loss, "mean_global": means(report, tasks),
                    "devices": len(report.devices), "dropped": 0})  # fmt: skip
         status = "finished"

@@ -1,7 +1,8 @@
-"""The process in which a run works: ``python -m hffm_flower.session.child CONFIG OUT SCRATCH``.
+"""The process in which a run works: ``python -m hffm_flower.session.child SCRATCH``.
 
-Events go to the file descriptor in ``HFFM_EVENTS`` as JSON lines. Standard input is held
-open by the parent: when it closes, for whatever reason, the run is asked to stop.
+The first line of standard input is the config, as JSON. Events go to the file descriptor in
+``HFFM_EVENTS`` as JSON lines. The parent holds standard input open: when it closes, for
+whatever reason, the run is asked to stop.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ STOPPED = 3
 FAILED = 1
 
 
-def main(config_file: str, out: str, scratch: str) -> int:
+def main(scratch: str) -> int:
     """Run and return the exit code."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.basicConfig(
@@ -42,9 +43,9 @@ def main(config_file: str, out: str, scratch: str) -> int:
                 stop.set()
 
     stop = threading.Event()
+    config = RunConfig.from_flwr(json.loads(sys.stdin.buffer.readline()))
     threading.Thread(target=_watch_parent, args=(stop,), daemon=True).start()
-    config = RunConfig.from_flwr(json.loads(Path(config_file).read_text(encoding="utf-8")))
-    files = RunFiles(Path(out))
+    files = RunFiles(Path(config.paths.out))
     try:
         if METHODS[config.method].pooled:
             from hffm_flower.session.central import train_pooled
@@ -62,7 +63,8 @@ def main(config_file: str, out: str, scratch: str) -> int:
         logging.getLogger(__name__).error("%s", error)
         return FAILED
     except Exception as error:
-        event({"event": "error", "kind": type(error).__name__, "reason": str(error)})
+        cause = error.__cause__ or error  # Flower wraps what went wrong
+        event({"event": "error", "kind": type(cause).__name__, "reason": f"{error} {cause!r}"})
         logging.getLogger(__name__).exception("the run ended with an error")
         return FAILED
     finally:

@@ -66,7 +66,7 @@ def simulate(
 
     logging.getLogger("flwr").addFilter(_no_deprecation)
     os.environ["OMP_NUM_THREADS"] = "1"
-    actors = config.simulation.actors or os.cpu_count() or 1
+    actors = min(config.simulation.actors or os.cpu_count() or 1, config.tree.devices)
     run_simulation(
         server_app=server,
         client_app=ConfiguredClientApp(config.to_flwr()),
@@ -84,6 +84,7 @@ def simulate(
             "client_resources": {
                 "num_cpus": 1,
                 "num_gpus": config.simulation.gpus_per_actor,
+                "max_restarts": -1,  # a killed actor costs its message, not the run
             },
         },
     )

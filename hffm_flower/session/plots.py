@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from matplotlib.lines import Line2D
 
 from clients.resident import label_counts
 from hffm_flower.config import RunConfig
+from hffm_flower.errors import OutputError
 from hffm_flower.report import Score, accuracy
 from hffm_flower.result import means, task_facts
 from hffm_flower.runfiles import RunFiles
@@ -25,11 +27,11 @@ from hffm_flower.topology import clusters
 TIER_COLOURS: Mapping[str, str] = {"cloud": "#1f4e79", "edge": "#d1762b", "device": "#5b8c5a"}
 
 
-def draw_curves(files: RunFiles) -> Path:
+def draw_curves(files: RunFiles, plan: Plan | None = None) -> Path:
     """Draw ``curves.png``: accuracy by tier, by task, and the training loss over edge rounds."""
     reports = files.rounds()
     config = RunConfig.from_flwr({**_flat(files), "paths.out": "", "paths.state": ""})
-    tasks = task_facts(config.data.tasks, check(config).profiles)
+    tasks = task_facts(config.data.tasks, (plan or check(config)).profiles)
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.9), layout="constrained")
     for tier, colour in TIER_COLOURS.items():
         points = [(r.t, means(r, tasks)[tier]) for r in reports if tier in means(r, tasks)]
@@ -49,7 +51,7 @@ def draw_curves(files: RunFiles) -> Path:
             label = task if facts.classes else f"{task} (IoU > 0.5)"
             middle.plot(*zip(*points, strict=True), "o-", ms=4, label=label)
     middle.set(title=f"By task, {tier} model", xlabel="edge round t", ylim=(0, 1.02))
-    right.plot([r.t for r in reports], [r.loss / max(1, r.trained) for r in reports], "o-",
+    right.plot([r.t for r in reports], [r.loss_sum / max(1, r.trained) for r in reports], "o-",
                ms=4, color="#444444")  # fmt: skip
     right.set(title="Training loss on devices", xlabel="edge round t", ylim=(0, None))
     for axes in (left, middle, right):
@@ -57,7 +59,8 @@ def draw_curves(files: RunFiles) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in (left, middle):
-        axes.legend(fontsize=8, frameon=False, loc="lower right")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8, framealpha=0.85, edgecolor="none", loc="lower right")
     figure.suptitle(
         f"{config.method}: {config.tree.devices} devices, {edges_of(config)} clusters, "
         f"{config.model.backbone}, seed {config.seed}", fontsize=10,
@@ -132,6 +135,23 @@ def _flat(files: RunFiles) -> Mapping[str, object]:
     flat = files.result()["config"]
     assert isinstance(flat, Mapping)
     return flat
+
+
+def check_picture(path: Path) -> Path:
+    """Refuse a path that no PNG can be written to.
+
+    Raises:
+        OutputError: It is no ``.png``, is a folder, or its folder cannot be written.
+    """
+    if path.suffix.lower() != ".png":
+        raise OutputError(f"a picture is written as .png, not to {str(path)!r}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise OutputError(f"{str(path)!r} cannot be written")
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{str(path)!r} cannot be written: {error}") from error
+    return path
 
 
 def _save(figure: Any, path: Path) -> Path:

@@ -49,7 +49,7 @@ def check(config: RunConfig) -> Plan:
 
 def _check(config: RunConfig) -> Plan:
     from clients.resident import all_profiles, model_spec
-    from hffm_flower.accelerator import choose_device
+    from hffm_flower.accelerator import check_gpu_share, choose_device
     from hffm_flower.models.multimodal import module_keys
     from strategies.server_optimizers import OptimizerPolicy
 
@@ -67,6 +67,7 @@ def _check(config: RunConfig) -> Plan:
                     key="model.encoders",
                 )
     choose_device(config.train.device)
+    check_gpu_share(config.simulation.gpus_per_actor)
     OptimizerPolicy(config.server.optimizer)
     for asset in sorted(assets_of(config)):
         asset_root(asset)

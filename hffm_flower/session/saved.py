@@ -70,7 +70,12 @@ class Predictor:
                 raw = inputs[modality]
                 item = Item("", lambda raw=raw: raw)  # type: ignore[misc]
                 encoder = encoder_of(self.config, modality, self.on)
-                tokens[stream] = encoder.encode([item])[stream].to(self.on)
+                try:
+                    tokens[stream] = encoder.encode([item])[stream].to(self.on)
+                except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+                    raise ConfigError(f"this {modality} cannot be read: {error}") from error
+                if not torch.isfinite(tokens[stream].values).all():
+                    raise ConfigError(f"this {modality} holds values that are not finite")
         self.model.eval()
         out: NDArray[np.float32] = self.model(task, tokens)[0].float().cpu().numpy()
         return out
@@ -97,10 +102,10 @@ def load(folder: str | Path, node: str | None = None) -> Predictor:
     files = RunFiles(Path(folder))
     config = _config(files)
     on = choose_device(config.train.device)
-    tier, _, number = (node or "cloud").partition("/")
+    tier, _, number = str(node or "cloud").partition("/")
     one_of("node", tier, ("cloud", "edge", "device"))
-    if tier != "cloud" and not number.isdigit():
-        raise ConfigError(f"node {node!r} is not of the form edge/N or device/N")
+    if (tier == "cloud") == bool(number) or not (number or "0").isdecimal():
+        raise ConfigError(f"node {node!r} is not of the form cloud, edge/N or device/N")
     if tier == "device":
         device = Device(config, int(number), on)
         model = device.model()
@@ -160,18 +165,25 @@ def recompute(folder: str | Path) -> tuple[dict[str, object], dict[str, object]]
             f"{saved['reason'] or 'no reason given'}"
         )
     config = _config(files)
+    expected = _table(_table(saved["summary"]).get("expected"))
     plan = check(config)
     on = choose_device(config.train.device)
     torch.set_num_threads(1)
-    *earlier, final = files.rounds()
+    reports = files.rounds()
+    if not reports:
+        raise OutputError(f"{str(files.root)!r}: rounds.jsonl holds no edge round")
+    *earlier, final = reports
     last = replace(final, scores={})
     cloud = files.cloud()
+    if final.t != config.rounds:
+        raise OutputError(f"{str(files.root)!r}: rounds.jsonl ends with edge round {final.t}")
     for index in range(config.tree.devices):
-        device = Device(config, index, on)
-        if device.profile.idle:
+        tiers = [t for t, devices in sorted(final.evaluated.items()) if index in devices]
+        if not tiers:
             continue
+        device = Device(config, index, on)
         base = device_state(files, config, device)
-        for tier in sorted(final.scores):
+        for tier in tiers:
             model = device.model()
             model.load(base)
             if tier == "cloud":
@@ -179,7 +191,10 @@ def recompute(folder: str | Path) -> tuple[dict[str, object], dict[str, object]]
             for split in ("iid", "skewed"):
                 for task, score in evaluate(model, device.test_data(split)).items():
                     last.add_score(tier, split, task, score)
-    tasks = task_facts(config.data.tasks, plan.profiles)
+    tasks = {
+        task: replace(facts, expected=expected.get(task, facts.expected))
+        for task, facts in task_facts(config.data.tasks, plan.profiles).items()
+    }
     summary = saved["summary"]
     assert isinstance(summary, Mapping)
     return summarise([*earlier, last], tasks, cycle=plan.schedule.cycle()), dict(summary)
@@ -204,3 +219,7 @@ def _config(files: RunFiles) -> RunConfig:
     flat = saved["config"]
     assert isinstance(flat, Mapping)
     return RunConfig.from_flwr({**flat, "paths.state": "", "paths.out": ""})
+
+
+def _table(value: object) -> Mapping[str, int]:
+    return value if isinstance(value, Mapping) else {}

@@ -167,12 +167,51 @@ def test_ctrl_c_keeps_the_rounds_and_leaves_no_process(
     long_run.send_signal(signal.SIGINT)
     out = finish(long_run)
     assert long_run.returncode == 130, out
+    assert f"interrupted: the rounds so far are kept in {request.node.name}" in out
     assert gone(started, within_s=5) == []
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     assert result["status"] == "interrupted"
     assert len(result["rounds"]) == len(rounds(run)) >= 2
     assert (run / "model.safetensors").stat().st_size > 0
     assert (run / "curves.png").exists()
+
+
+def test_a_killed_worker_ends_the_run_with_the_reason(
+    folder: Path, long_run: subprocess.Popen[str], request: pytest.FixtureRequest
+) -> None:
+    run = folder / request.node.name
+    wait_for_rounds(run, long_run)
+    started = tree(long_run.pid)
+    (child,) = psutil.Process(long_run.pid).children()
+    child.kill()
+    out = " ".join(finish(long_run).split())
+    assert long_run.returncode == 1, out
+    assert "the run's process ended with code -9" in out
+    assert gone(started, within_s=5) == []
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    assert result["status"] == "failed"
+    assert len(result["rounds"]) == len(rounds(run)) >= 2
+    assert (run / "curves.png").exists()
+
+
+def test_a_killed_actor_costs_its_message_not_the_run(
+    folder: Path, long_run: subprocess.Popen[str], request: pytest.FixtureRequest
+) -> None:
+    run = folder / request.node.name
+    wait_for_rounds(run, long_run)
+    actor = next(p for p in tree(long_run.pid) if "ClientAppActor" in " ".join(p.cmdline()))
+    before = len(rounds(run))
+    actor.kill()
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until and len(rounds(run)) < before + 12:
+        time.sleep(0.2)
+    assert long_run.poll() is None, finish(long_run)
+    after = rounds(run)[before:]
+    assert len(after) >= 12
+    assert len([r for r in after if r["dropped"]]) <= 3
+    assert all(r["devices"] for r in after[-3:]), "devices train again"
+    long_run.send_signal(signal.SIGINT)
+    finish(long_run)
 
 
 def test_a_killed_parent_takes_everything_along(
@@ -196,6 +235,25 @@ def test_central_trains_on_the_pooled_data(folder: Path) -> None:
     process = command(folder, "eval", "central")
     out = finish(process)
     assert process.returncode == 0, out
+
+
+def test_the_users_own_folder_is_not_imported_from(folder: Path, first: Path) -> None:
+    here = folder / "a project of the user, with a temporary folder of a very long name"
+    (here / "clients").mkdir(parents=True)
+    (here / "clients" / "__init__.py").touch()
+    (here / "queue.py").write_text("raise SystemExit('imported')", encoding="utf-8")
+    (here / "run.toml").write_text(SETTINGS, encoding="utf-8")
+    process = subprocess.run(
+        [sys.executable, "-P", *HFFM[1:], "run", "run.toml", "--out", "out"],  # as if installed
+        cwd=here,
+        env={**os.environ, "HFFM_CACHE": str(folder / "cache"), "TMPDIR": str(here)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert bits(here / "out") == bits(first)
 
 
 def test_a_run_that_cannot_begin_fails_with_the_reason(folder: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_federation_learns_the_new_task(extended: dict[str, str], tmp_path: Pa
         "projector/spectrum", "prompt/cls", "backbone/block.0", "backbone/block.1", f"head/{task}",
     }  # fmt: skip
     assert all(np.isfinite(a).all() for tensors in modules.values() for a in tensors.values())
-    losses = [report.loss / report.trained for report in files.rounds()]
+    losses = [report.loss_sum / report.trained for report in files.rounds()]
     assert losses[1] < losses[0]
     result = files.result()
     assert result["status"] == "finished"

@@ -288,7 +288,7 @@ def test_with_no_device_left_the_run_fails_and_keeps_what_it_had(
     assert [r.t for r in run.rounds] == list(range(1, first + 2)), "up to the failed exchange"
     assert [r.t for r in run.rounds if r.void] == [first, first + 1]
     assert [r["t"] for r in run.result["rounds"]] == list(range(1, first + 2))
-    assert len(run.files.cloud()) >= 5
+    assert bool(run.files.cloud()) == (first == 3), "what was aggregated at least once"
     if first == 3:
         assert run.result["summary"]["tier"] == "cloud"
 
@@ -384,11 +384,13 @@ def test_a_stopped_run_keeps_its_rounds(
     run = play(tiny.with_values(rounds=6), tmp_path / "out", app=Stopping(), stop=stop)
     assert isinstance(run.error, Interrupted)
     assert run.result["status"] == "interrupted"
-    assert run.result["reason"] == "stopped while waiting for nodes"
+    assert run.result["reason"] == "stopped on request"
     assert [r.t for r in run.rounds] == kept
     assert [r["t"] for r in run.result["rounds"]] == kept
     assert max(c.t for c in run.app.of("train")) == at
-    assert {str(k) for k in run.files.cloud()} >= {"adapter/tiny.0", "head/tiny-vqa"}
+    aggregated = {str(k) for k in run.files.cloud()}
+    assert aggregated >= ({"adapter/tiny.0", "head/tiny-vqa"} if at == 3 else set())
+    assert bool(aggregated) == (at == 3)
     assert len(read_state(run.files.edge(0))) >= 3
 
 

@@ -84,7 +84,7 @@ def test_every_method_runs_to_its_end(
     assert run.result["refused_nodes"] == {}
     assert [r.t for r in run.rounds] == [1, 2, 3, 4, 5]
     assert all(r.devices == [1, 2, 3, 4, 5] and not r.dropped for r in run.rounds)
-    assert run.rounds[-1].loss < run.rounds[0].loss
+    assert run.rounds[-1].loss_sum < run.rounds[0].loss_sum
     highest = {"local": "device", "edge-only": "edge"}.get(method, "cloud")
     assert run.result["summary"]["tier"] == highest
     assert run.result["summary"]["uncovered"] == 0.0
@@ -270,7 +270,7 @@ def test_one_device_alone_is_central_training_bit_for_bit(tiny: RunConfig, tmp_p
     pooled = central(single(tiny), tmp_path / "central")
     own = DeviceStore(Path(tiny.paths.state) / "1", 0).read(4)
     assert bits(own) == bits(pooled.cloud())
-    assert [r.loss for r in run.rounds] == [r.loss for r in pooled.rounds()]
+    assert [r.loss_sum for r in run.rounds] == [r.loss_sum for r in pooled.rounds()]
     assert [r.scores["device"] for r in run.rounds] == [r.scores["cloud"] for r in pooled.rounds()]
 
 
@@ -283,7 +283,7 @@ def test_one_device_in_a_tree_is_central_training(
     run = play(config, tmp_path / "federated")
     pooled = central(config, tmp_path / "central")
     assert farthest(run.files.cloud(), pooled.cloud()) <= 1e-6
-    assert run.rounds[0].loss == pooled.rounds()[0].loss
+    assert run.rounds[0].loss_sum == pooled.rounds()[0].loss_sum
     assert run.rounds[0].scores["cloud"] == pooled.rounds()[0].scores["cloud"]
 
 

@@ -10,7 +10,7 @@ from hffm_flower.report import RoundReport, Score, TaskFacts, accuracy, mean_acc
 
 def report(device: int, *, t: int = 3) -> RoundReport:
     made = RoundReport(
-        t, loss=float(device), trained=10 * device, devices=[device], down_bytes=1, up_bytes=2,
+        t, loss_sum=float(device), trained=10 * device, devices=[device], down_bytes=1, up_bytes=2,
         cloud_down_bytes=4, cloud_up_bytes=8, seconds=float(device), void=[device % 2],
         dropped={f"{device + 100}": "late"},
     )  # fmt: skip
@@ -34,7 +34,7 @@ def test_figures_add_up_over_any_tree() -> None:
     tree.add(right)
     tree.add(left)
     assert tree == flat
-    assert (flat.loss, flat.trained, flat.devices) == (6.0, 60, [0, 1, 2, 3])
+    assert (flat.loss_sum, flat.trained, flat.devices) == (6.0, 60, [0, 1, 2, 3])
     assert (flat.down_bytes, flat.up_bytes) == (4, 8)
     assert (flat.cloud_down_bytes, flat.cloud_up_bytes) == (16, 32)
     assert flat.void == [0, 1]

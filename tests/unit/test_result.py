@@ -15,7 +15,7 @@ FACTS = {"a": TaskFacts(0.1, True, 10), "box": TaskFacts(0.0, False, 4)}
 
 def row(t: int, **tiers: int) -> RoundReport:
     """Edge round ``t`` with so many right answers of 10 per tier."""
-    report = RoundReport(t, trained=4, loss=2.0)
+    report = RoundReport(t, trained=4, loss_sum=2.0)
     for tier, correct in tiers.items():
         report.add_score(tier, "iid", "a", Score(correct, 10, correct))
     return report

@@ -70,7 +70,7 @@ def test_two_runs_that_race_for_a_folder_do_not_share_it(
 
 
 def report(t: int) -> RoundReport:
-    made = RoundReport(t, loss=1.5, devices=[0, 2], dropped={"1": "späт"})
+    made = RoundReport(t, loss_sum=1.5, devices=[0, 2], dropped={"1": "späт"})
     made.add_score("edge", "iid", "watch7", Score(1, 2, 1.0))
     return made
 
@@ -97,10 +97,11 @@ def test_a_result_is_written_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = RunFiles.create(tmp_path)
-    files.write_result({"status": "first"})
+    first = {"status": "first", "config": {}, "summary": {}}
+    files.write_result(first)
     with pytest.raises(TypeError):
         files.write_result({"status": object()})
-    assert files.result() == {"status": "first"}
+    assert files.result() == first
 
     def crash(self: Path, target: Path) -> Path:
         raise KeyboardInterrupt
@@ -108,10 +109,10 @@ def test_a_result_is_written_whole_or_not_at_all(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", crash)
         with pytest.raises(KeyboardInterrupt):
-            files.write_result({"status": "second"})
-    assert files.result() == {"status": "first"}
-    files.write_result({"status": "third"})
-    assert files.result() == {"status": "third"}
+            files.write_result(first | {"status": "second"})
+    assert files.result() == first
+    files.write_result(first | {"status": "third"})
+    assert files.result() == first | {"status": "third"}
     assert {p.name for p in tmp_path.iterdir()} == {RESULT, ROUNDS}
 
 

@@ -90,6 +90,10 @@ CASES = {
         ["--set", "train.device=cuda:7"],
         ["train.device", "'cuda:7'", "auto", "cpu"],
     ),
+    "GPUs that are not here": (
+        ["--gpus-per-actor", "64"],
+        ["simulation.gpus-per-actor", "--gpus-per-actor", "64 GPUs per actor"],
+    ),
     "misspelt key on the command line": (
         ["--set", "train.learning-rat=1"],
         ["train.learning-rat", "did you mean 'train.learning-rate'", "--set"],
@@ -131,7 +135,7 @@ def test_output_folder_that_holds_a_run(
     Path("out").mkdir()
     Path("out/result.json").write_text("{}", encoding="utf-8")
     text = refused(monkeypatch, capsys, "run", "--out", "out")
-    assert "'out' already holds a run (result.json)" in text
+    assert "paths.out (from --out): 'out' already holds a run (result.json)" in text
     assert Path("out/result.json").read_text(encoding="utf-8") == "{}"
 
 
@@ -155,3 +159,60 @@ def test_asset_with_a_wrong_hash(
     assert "asset 'seglearn'" in text
     assert f"expected sha256 {'0' * 64}, found {known.sha256}" in text
     assert "pip install --force-reinstall 'seglearn==" in text
+
+
+@pytest.mark.parametrize("name", ["", ".", "x" * 300])
+def test_output_names_that_are_none(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = refused(monkeypatch, capsys, "run", "--smoke", "--out", name)
+    assert "paths.out (from --out): " in text
+
+
+def test_cache_folder_that_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("HFFM_CACHE", str(Path("file").resolve() / "cache"))
+    text = refused(monkeypatch, capsys, "run", "--smoke", "--out", "out")
+    assert "paths.cache: the cache folder" in text
+    assert "HFFM_CACHE" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "why"), [("data.pdf", ".png"), ("file/x.png", "cannot be written")]
+)
+def test_pictures_that_cannot_be_written(
+    path: str, why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").write_text("", encoding="utf-8")
+    assert why in refused(monkeypatch, capsys, "data", "--smoke", "--plot", path)
+
+
+def test_empty_tables_that_do_not_exist(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.toml").write_text("[tree]\n[forest]\n", encoding="utf-8")
+    text = refused(monkeypatch, capsys, "run", "mine.toml")
+    assert "forest (from mine.toml): unknown setting" in text
+    assert "[tree]" in text
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ({}, "holds no finished run"),
+        ({"result.json": "{}"}, "is not a result"),
+        ({"result.json": "\x00"}, "holds no finished run"),
+    ],
+)
+def test_folders_that_hold_no_run(
+    files: dict[str, str],
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("run").mkdir()
+    for name, text in files.items():
+        Path("run", name).write_text(text, encoding="utf-8")
+    assert why in refused(monkeypatch, capsys, "eval", "run")

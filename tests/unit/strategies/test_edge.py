@@ -84,7 +84,12 @@ def test_a_cluster_round_trains_evaluates_and_answers_with_what_is_due() -> None
     kinds = [(m.metadata.message_type, m.metadata.group_id) for m in log[0]]
     assert kinds == [("train", "3")] * 4
     (report,) = reports
-    assert (report.t, report.loss, report.trained, report.devices) == (3, 20.0, 80, [0, 1, 2, 3])
+    assert (report.t, report.loss_sum, report.trained, report.devices) == (
+        3,
+        20.0,
+        80,
+        [0, 1, 2, 3],
+    )
     assert report.scores["edge"] == {"iid": {"a": Score(12, 16, 12.0)},
                                      "skewed": {"a": Score(4, 4, 4.0)}}  # fmt: skip
 

@@ -114,7 +114,7 @@ def test_nobody_asked_is_nobody_waited_for() -> None:
 def test_stop_ends_the_wait() -> None:
     stop = threading.Event()
     grid = view({1: silent}, stop=stop, watch=lambda done, of: stop.set())
-    with pytest.raises(Interrupted, match="stopped while waiting"):
+    with pytest.raises(Interrupted, match="stopped on request"):
         grid.send_and_receive([ask(1)], timeout=None)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 
 from hffm_flower.modules import ModularUpdate, ModuleKey, merge
-from hffm_flower.records import MASS, MODULES
+from hffm_flower.records import MASS, MODULES, update_of
 from hffm_flower.schedule import Schedule
+from strategies import modular
 from strategies.edge import EdgeStrategy
 from strategies.modular import Member
 from tests.support.memory import KEYS, A, H, P, module, question, same, trained
@@ -66,31 +68,62 @@ def test_an_answer_that_cannot_be_used_is_dropped_with_the_reason(fault: str) ->
     make, why = FAULTS[fault]
     made = strategy()
     good = trained(question(12), {A: module(3, 3)}, 2.0)
-    usable, refused = made.answers([make(question(11)), good])
-    assert [a.member.index for a in usable] == [0]
-    assert list(refused) == [1]
-    assert why in refused[1]
-    merged = made.merged(usable)
-    assert same(merged.state[A], module(3, 3))
-    assert merged.mass == {A: 2.0}
+    got = made.gather([make(question(11)), good])
+    assert [a.member.index for a in got.answers] == [0]
+    assert list(got.refused) == [1]
+    assert why in got.refused[1]
+    assert same(got.update.state[A], module(3, 3))
+    assert got.update.mass == {A: 2.0}
 
 
 def test_answers_are_in_the_order_of_the_children_however_they_come() -> None:
     made = strategy()
     replies = [trained(question(n), {A: module(n, 0)}, 1.0) for n in (10, 12, 11)]
-    usable, refused = made.answers(replies)
-    assert [(a.member.index, float(a.update.state[A]["w"][0])) for a in usable] == [
-        (0, 12.0), (1, 11.0), (2, 10.0)
+    got = made.gather(replies)
+    assert [(a.member.index, a.message) for a in got.answers] == [
+        (0, replies[1]), (1, replies[2]), (2, replies[0])
     ]  # fmt: skip
-    assert refused == {}
+    assert got.refused == {}
+    in_order = merge(ModularUpdate.of({A: module(n, 0)}, 1.0) for n in (12, 11, 10))
+    assert same(got.update.state[A], in_order.state[A])
     assert [m.index for m in made.members.values()] == [0, 1, 2]
 
 
 def test_what_children_may_send_can_be_widened() -> None:
     made = strategy()
     reply = trained(question(11), {P: module(5)}, 1.0)
-    usable, _ = made.answers([reply], allowed=KEYS)
-    assert usable[0].update.mass == {P: 1.0}
+    (answer,) = made.gather([reply], allowed=KEYS).answers
+    assert answer.mass == {P: 1.0}
+
+
+def test_one_reply_is_unpacked_at_a_time() -> None:
+    """Memory is O(one model): an unpacked update is gone before the next is made."""
+    made = strategy()
+    replies = [trained(question(n), {A: module(n, 0)}, 1.0) for n in (10, 11, 12)]
+    alive: list[weakref.ref[Any]] = []
+    most = 0
+    unpack = update_of
+
+    def watched(content: RecordDict) -> ModularUpdate:
+        nonlocal most
+        update = unpack(content)
+        alive.append(weakref.ref(update.state[A]["w"]))
+        most = max(most, sum(ref() is not None for ref in alive))
+        return update
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modular, "update_of", watched)
+        got = made.gather(replies)
+    assert len(got.answers) == len(alive) == 3
+    assert most <= 2, "the one before may still be held while the next is unpacked"
+
+
+def test_a_child_cannot_have_more_mass_than_examples() -> None:
+    made = strategy()
+    made.members[11] = Member(1, (A, H), examples=50.0)
+    much, enough = (trained(question(11), {A: module(1, 1)}, mass) for mass in (50.1, 50.0))
+    assert "but it has 50 examples" in made.gather([much]).refused[1]
+    assert made.gather([enough]).refused == {}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
@@ -68,7 +69,9 @@ def begin(
     assert refused == {}
     under = MemoryGrid(devices)
     grid = ClusterGrid(under, list(devices), poll_s=0.001)
-    return initial_modules(grid, accepted, wanted, deadline_s=0.05), under
+    modules, left_out = initial_modules(grid, accepted, wanted, deadline_s=0.05)
+    assert left_out == {}
+    return modules, under
 
 
 def test_devices_are_accepted_in_order_of_their_index() -> None:
@@ -124,20 +127,22 @@ def test_nodes_are_waited_for() -> None:
             self.devices[len(self.devices) + 1] = answers(0)
             return list(self.devices)[::-1]
 
-    nodes = wait_for_nodes(Growing({}), 3, deadline_s=5, stopped=lambda: False)
+    nodes = wait_for_nodes(Growing({}), 3, least=1, deadline_s=5, stopped=lambda: False)
     assert nodes == (1, 2, 3)
 
 
 def test_nodes_that_never_come_end_the_run_by_the_deadline() -> None:
     began = time.monotonic()
+    one = MemoryGrid({4: answers(0)})
     with pytest.raises(QuorumError, match=r"1 of 3 nodes were online after 0\.1 s"):
-        wait_for_nodes(MemoryGrid({4: answers(0)}), 3, deadline_s=0.1, stopped=lambda: False)
+        wait_for_nodes(one, 3, least=2, deadline_s=0.1, stopped=bool)
     assert 0.1 <= time.monotonic() - began < 3
+    assert wait_for_nodes(one, 3, least=1, deadline_s=0.1, stopped=bool) == (4,)
 
 
 def test_a_stop_ends_the_wait_for_nodes() -> None:
-    with pytest.raises(Interrupted, match="waiting for nodes"):
-        wait_for_nodes(MemoryGrid({}), 1, deadline_s=60, stopped=lambda: True)
+    with pytest.raises(Interrupted, match="stopped on request"):
+        wait_for_nodes(MemoryGrid({}), 1, least=1, deadline_s=60, stopped=lambda: True)
 
 
 def test_each_module_comes_from_its_lowest_holder_and_the_others_give_digests() -> None:
@@ -172,14 +177,14 @@ def test_other_bits_end_the_run_and_name_device_and_module() -> None:
     assert str(caught.value).startswith("device 1 begins with other bits in head/h; all devices")
 
 
-def initial(device: Device, good: Device | None = None) -> ProtocolError:
-    """How a device that registers well and then answers ``query.init`` with ``device`` ends."""
+def initial(
+    device: Device, good: Device | None = None
+) -> tuple[dict[ModuleKey, Any], dict[int, str]]:
+    """What comes of a device that registers well, then answers ``query.init`` by ``device``."""
     accepted, _ = enlist({5: answers(0), 6: answers(1)})
     under = MemoryGrid({5: good or answers(0), 6: device})
     grid = ClusterGrid(under, [5, 6], poll_s=0.001)
-    with pytest.raises(ProtocolError) as caught:
-        initial_modules(grid, accepted, KEYS, deadline_s=0.05)
-    return caught.value
+    return initial_modules(grid, accepted, KEYS, deadline_s=0.05)
 
 
 def digests(words: str) -> Device:
@@ -187,19 +192,39 @@ def digests(words: str) -> Device:
     return lambda message: Message(RecordDict({"digests": record}), reply_to=message)
 
 
-def test_a_holder_that_gives_nothing_ends_the_run() -> None:
-    assert str(initial(lambda m: None)) == (
-        "device 1 gave no initial modules: no answer within 0.05 s"
-    )
-    silent_giver = initial(answers(1), good=digests("{}"))
-    assert str(silent_giver) == "no device sent the initial adapter/a, head/h, prompt/p"
+def test_a_holder_that_gives_nothing_is_left_out_and_the_next_gives() -> None:
+    modules, left_out = initial(lambda m: None)
+    assert list(modules) == list(KEYS)
+    why = "device 1 gave no initial modules: error 3: no answer within 0.05 s"
+    assert left_out == {6: why}
+    modules, left_out = initial(answers(1), good=digests("{}"))
+    assert all(same(modules[k], START[k]) for k in KEYS)
+    assert left_out[5].startswith("device 0 gave no initial modules: adapter/a, head/h, prompt/p")
+
+
+def test_a_module_of_another_shape_than_the_profile_says_is_not_taken() -> None:
+    odd = answers(0, state={**START, H: {"w": np.zeros(7, np.float32)}})
+    modules, left_out = initial(answers(1), good=odd)
+    assert all(same(modules[k], START[k]) for k in KEYS)
+    assert "head/h/w is missing or not as in its profile" in left_out[5]
+
+
+def test_with_no_holder_left_a_module_is_not_there() -> None:
+    modules, left_out = initial(lambda m: None, good=lambda m: None)
+    assert modules == {}
+    assert set(left_out) == {5, 6}
 
 
 def test_a_holder_that_leaves_out_a_digest_is_not_believed() -> None:
     some = json.dumps({str(A): digest(START[A])})
-    assert str(initial(digests(some))).startswith("device 1 begins with other bits in head/h, prom")
+    with pytest.raises(ProtocolError, match="device 1 begins with other bits in head/h, prom"):
+        initial(digests(some))
+    with pytest.raises(ProtocolError, match="device 1 begins with other bits in adapter/a"):
+        initial(digests("[]"))
 
 
-@pytest.mark.parametrize("words", ["{", "[]", "3"])
-def test_digests_that_are_none_end_the_run_with_a_message(words: str) -> None:
-    assert "device 1" in str(initial(digests(words)))
+@pytest.mark.parametrize("words", ["{", "3", "[1]"])
+def test_digests_that_are_none_leave_the_device_out(words: str) -> None:
+    modules, left_out = initial(digests(words))
+    assert list(modules) == list(KEYS)
+    assert left_out[6].startswith("device 1 gave no initial modules: its digests cannot be read")
