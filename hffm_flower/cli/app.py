@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from hffm_flower.cli import data, doctor, evaluate, run
+from hffm_flower.cli import data, doctor, evaluate, network, run, topology
 from hffm_flower.errors import AssetError, ConfigError, HffmError, Interrupted
 from hffm_flower.version import __version__
 
@@ -24,6 +24,8 @@ app = typer.Typer(
 app.command("run")(run.run_command)
 app.command("eval")(evaluate.eval_command)
 app.command("data")(data.data_command)
+app.command("topology")(topology.topology_command)
+app.command("network")(network.network_command)
 app.command("doctor")(doctor.doctor_command)
 
 BAD_INPUT = 2
