@@ -158,21 +158,26 @@ LINKS: Final[Mapping[str, LinkRule]] = {
 }
 """What makes a link: a distance up to ``reach`` [m]; being among the ``reach`` nearest of one
 of the two [devices]; or nothing but the spanning tree."""
+REACH: Final[Mapping[str, float]] = {"radius": 30.0, "nearest": 2.0}
+"""Reach of a rule where none is given."""
 
 
 def link_devices(
-    positions_m: Metres, groups: Clusters, *, rule: str = "radius", reach: float = 30.0
+    positions_m: Metres, groups: Clusters, *, rule: str = "radius", reach: float | None = None
 ) -> tuple[Link, ...]:
     """D2D links of every cluster: those of ``rule``, plus the shortest spanning tree.
 
     The tree keeps every cluster connected, whatever the rule leaves out.
 
     Raises:
-        ConfigError: Unknown rule, or a reach that is not a number >= 0.
+        ConfigError: Unknown rule, or a reach that is not a number >= 0 (nearest: whole).
     """
     chosen = LINKS[one_of("link rule", rule, LINKS)]
+    reach = REACH.get(rule, 0.0) if reach is None else reach
     if not 0 <= reach < np.inf:
         raise ConfigError(f"reach {reach} of the links is not allowed; a finite number >= 0")
+    if rule == "nearest" and reach != int(reach):
+        raise ConfigError(f"reach {reach} of rule 'nearest' is not a whole number of devices")
     links: set[Link] = set()
     for members in groups:
         nodes = sorted(members)

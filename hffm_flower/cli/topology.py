@@ -25,7 +25,10 @@ def topology_command(
     links: Annotated[
         str, typer.Option(help="D2D links beside the spanning tree: radius, nearest or tree.")
     ] = "radius",
-    reach: Annotated[float, typer.Option(help="Radius [m], or number of nearest devices.")] = 30.0,
+    reach: Annotated[
+        float | None,
+        typer.Option(help="Radius [m] (default 30), or number of nearest devices (2)."),
+    ] = None,
     channel: Annotated[
         str, typer.Option(help="rayleigh, rician, log-distance, uma or umi.")
     ] = "rayleigh",
@@ -72,4 +75,4 @@ def topology_command(
 
 
 def _rate(rates_bit_s: list[float]) -> str:
-    return f"{min(rates_bit_s) / 1e6:.2f} Mbit/s" if rates_bit_s else "-"
+    return f"{min(rates_bit_s) / 1e3:,.1f} kbit/s" if rates_bit_s else "-"

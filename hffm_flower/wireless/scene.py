@@ -81,7 +81,7 @@ def survey(
     seed: int,
     associate: str = "cluster",
     links: str = "radius",
-    reach: float = 30.0,
+    reach: float | None = None,
 ) -> Scene:
     """Associate, link, draw one block of the channel, choose the fastest heads.
 

@@ -87,6 +87,12 @@ def test_rules_of_links() -> None:
     assert link_devices(LINE, one, rule="nearest", reach=2) == (
         (0, 1), (0, 2), (1, 2), (1, 3), (2, 3),
     )  # fmt: skip
+    assert link_devices(LINE, one, rule="nearest") == link_devices(
+        LINE, one, rule="nearest", reach=2
+    )
+    assert link_devices(LINE, one) == link_devices(LINE, one, rule="radius", reach=30)
+    with pytest.raises(ConfigError, match=r"reach 1\.5 of rule 'nearest' is not a whole"):
+        link_devices(LINE, one, rule="nearest", reach=1.5)
     assert link_devices(LINE, ((0, 1, 2), (3,)), rule="radius", reach=1e9) == (
         (0, 1), (0, 2), (1, 2),
     )  # fmt: skip
