@@ -44,7 +44,9 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
 def main() -> None:
     """Entry point: bad input ends with code 2, a failed run with 1, Ctrl-C with 130."""
     errors = Console(stderr=True, highlight=False)
-    ends = (signal.SIGTERM, signal.SIGHUP)
+    ends = [signal.SIGINT, signal.SIGTERM]  # SIGINT too: a shell's background job ignores it
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else nohup wants it to go on
+        ends.append(signal.SIGHUP)
     before = {number: signal.signal(number, _interrupt) for number in ends}
     try:
         app()
