@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from clients.examples import TaskData
 from clients.trainer import Trained, batches, learning_rate, train
 from hffm_flower.config import RunConfig
-from hffm_flower.errors import Interrupted
+from hffm_flower.errors import DivergedError, Interrupted
 from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.modules import ModularState, ModuleKey
 from hffm_flower.records import to_bytes
@@ -211,3 +211,8 @@ def test_bfloat16_is_for_the_forward_pass_only(tiny: RunConfig) -> None:
     assert done.loss != plain.loss
     assert all(a.dtype == np.float32 for s in state.values() for a in s.values())
     assert ModuleKey.parse("head/tiny-vqa") in done.mass
+
+
+def test_a_loss_that_is_not_finite_is_told(tiny: RunConfig) -> None:
+    with pytest.raises(DivergedError, match=r"loss is (nan|inf) in edge round 1; lower train"):
+        run(tiny, [vqa()], options(learning_rate=1e30, clip_norm=0.0, local_epochs=5))
