@@ -25,7 +25,7 @@ from hffm_flower.data.partition import Partition, Shards, partition
 from hffm_flower.data.partition_file import load_partition, save_partition
 from hffm_flower.errors import ConfigError
 from hffm_flower.models.backbones import BACKBONES
-from hffm_flower.models.encoders import ENCODERS, Encoder, FeatureCache
+from hffm_flower.models.encoders import ENCODERS, Encoder, FeatureCache, Weights
 from hffm_flower.models.multimodal import ModelSpec, MultimodalModel
 from hffm_flower.profile import NodeProfile
 from hffm_flower.seeding import stream_seed
@@ -101,13 +101,13 @@ def _dataset(task: str, train_per_answer: int, test_per_answer: int, seed: int) 
 
 
 @lru_cache(maxsize=16)
-def _encoder(name: str, weights: str, seed: int, device: torch.device) -> Encoder:
-    return ENCODERS[name](weights, seed, device)  # type: ignore[arg-type]
+def _encoder(name: str, weights: Weights, seed: int, device: torch.device) -> Encoder:
+    return ENCODERS[name](weights, seed, device)
 
 
 @lru_cache(maxsize=4)
-def _frozen(backbone: str, weights: str, seed: int, device: torch.device) -> nn.Module:
-    return BACKBONES[backbone].load_frozen(weights, seed).to(device)  # type: ignore[arg-type]
+def _frozen(backbone: str, weights: Weights, seed: int, device: torch.device) -> nn.Module:
+    return BACKBONES[backbone].load_frozen(weights, seed).to(device)
 
 
 class Device:

@@ -15,24 +15,25 @@ def topology_command(
         str, typer.Option(help="case-study, uniform, clustered or coordinates.")
     ] = "case-study",
     coordinates: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="CSV: kind,x_m,y_m[,cluster].")
+        Path | None,
+        typer.Option(metavar="FILE", help="CSV: kind, x_m, y_m, perhaps cluster."),
     ] = None,
     devices: Annotated[int, typer.Option(help="Devices in total.")] = 40,
     edges: Annotated[int, typer.Option(help="Edge servers.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of positions and channel.")] = 1,
-    area_m: Annotated[float, typer.Option(help="Side of the square [m].")] = 5000.0,
+    area_m: Annotated[float, typer.Option(help="Side of the square, in metres.")] = 5000.0,
     associate: Annotated[str, typer.Option(help="cluster or best-channel.")] = "cluster",
     links: Annotated[
         str, typer.Option(help="D2D links beside the spanning tree: radius, nearest or tree.")
     ] = "radius",
     reach: Annotated[
         float | None,
-        typer.Option(help="Radius [m] (default 30), or number of nearest devices (2)."),
+        typer.Option(help="Radius in metres (default 30), or number of nearest devices (2)."),
     ] = None,
     channel: Annotated[
         str, typer.Option(help="rayleigh, rician, log-distance, uma or umi.")
     ] = "rayleigh",
-    tx_power_mw: Annotated[float, typer.Option(help="Power of a device [mW].")] = 200.0,
+    tx_power_mw: Annotated[float, typer.Option(help="Power of a device, in mW.")] = 200.0,
     bandwidth_khz: Annotated[float, typer.Option(help="Band of a cell, of a D2D link.")] = 1000.0,
     plot: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("topology.png"),
 ) -> None:

@@ -7,6 +7,7 @@ begin at 10 m; shorter links count as 10 m. They end at 5 km; longer links are e
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ NEAREST_M = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Cell:
+class _Cell(ABC):
     """What both cells share. Heights [m]: antenna of the base station, of the device."""
 
     carrier_hz: float = 3.5e9
@@ -53,15 +54,15 @@ class _Cell:
         flat_m = np.maximum(not_negative("distance_m", distance_m), NEAREST_M)
         return self._losses_db(flat_m)[0 if sight else 1]
 
+    @abstractmethod
     def sight_probability(self, distance_m: ArrayLike) -> Array:
         """Probability of a line of sight."""
-        raise NotImplementedError
 
-    def _losses_db(self, flat_m: Array) -> tuple[Array, Array]:
-        raise NotImplementedError
+    @abstractmethod
+    def _losses_db(self, flat_m: Array) -> tuple[Array, Array]: ...
 
-    def _shadowing_db(self) -> tuple[float, float]:
-        raise NotImplementedError
+    @abstractmethod
+    def _shadowing_db(self) -> tuple[float, float]: ...
 
     def _slant(self, flat_m: Array) -> tuple[Array, float, float]:
         """log10 of the antennas' distance, the break point [m], and the heights' difference."""
