@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from clients.evaluator import evaluate
 from clients.resident import Device
 from clients.store import DeviceStore
-from clients.trainer import train
+from clients.trainer import Progress, train
 from hffm_flower.accelerator import choose_device
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ProtocolError
@@ -77,25 +77,39 @@ def init(message: Message, context: Context) -> Message:
 
 @app.train()
 def train_round(message: Message, context: Context) -> Message:
-    """One edge round of local training; replies hold the modules that got a gradient."""
+    """One edge round of local training, or a segment of it.
+
+    Replies hold the modules that got a gradient.
+    """
     t = number(message.content, CONFIG, "t")
+    segment = number(message.content, CONFIG, "segment", default=0)
+    segments = number(message.content, CONFIG, "segments", default=1)
     with _one_thread():
         device = _device(context)
         model, sent, store = _assemble(message, context, device, before=t)
-        config = device.config
+        config, progress = device.config, None
+        if segment:
+            saved, own_state = store.read_segment(t, segment - 1)
+            progress = Progress.of(saved)
+            model.load({k: v for k, v in own_state.items() if k not in sent})
         done = train(
             model, device.train_data(), config.train,
             t=t, rounds=config.rounds, seed=config.seed, device_index=device.profile.index,
+            segment=segment, segments=segments, progress=progress,
         )  # fmt: skip
         own = set(model.keys) - sent
-        if own:
+        if segment + 1 < segments:
+            store.save_segment(t, segment, done.progress.tensors(), model.state(own))
+        elif own:
             store.publish(model.state(own), t)
         mass = {k: n for k, n in done.mass.items() if k in sent}
         content = RecordDict(
             {
                 MODULES: modules_record(model.state(mass)),
                 MASS: mass_record(mass),
-                "metrics": MetricRecord({"loss": done.loss, "examples": done.examples}),
+                "metrics": MetricRecord(
+                    {"loss": done.loss, "examples": done.examples, "flops": done.flops}
+                ),
             }
         )
     return Message(content, reply_to=message)

@@ -8,10 +8,16 @@ same bits. Two versions are kept.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from hffm_flower.errors import ProtocolError
 from hffm_flower.modules import ModularState
-from hffm_flower.records import read_state, write_state
+from hffm_flower.records import read_state, write_bytes, write_state
 
 KEPT = 2
 
@@ -41,6 +47,40 @@ class DeviceStore:
         write_state(self._file(t), state)
         for old in [v for v in self.versions() if v <= t][:-KEPT]:
             self._file(old).unlink(missing_ok=True)
+
+    def save_segment(
+        self, t: int, segment: int, progress: Mapping[str, Tensor], own: ModularState
+    ) -> None:
+        """Leave a round's training open after ``segment``, whole or not at all.
+
+        Args:
+            t: Edge round.
+            segment: The segment that has ended; the next one reads this.
+            progress: `Progress.tensors` of the trainer.
+            own: Modules that never leave the device, as they are now.
+        """
+        write_state(self._segment(t, segment, "own"), own)
+        write_bytes(self._segment(t, segment, "progress"), save(dict(progress)))
+        for old in (self.folder / "open").glob("*.safetensors"):
+            if int(old.stem.split("-")[0]) < t:
+                old.unlink(missing_ok=True)
+
+    def read_segment(self, t: int, segment: int) -> tuple[dict[str, Tensor], ModularState]:
+        """What `save_segment` left: the progress, and the device's own modules.
+
+        Raises:
+            ProtocolError: There is nothing, or it is damaged.
+        """
+        try:
+            progress = load_file(self._segment(t, segment, "progress"))
+        except (OSError, SafetensorError) as error:
+            raise ProtocolError(
+                f"segment {segment} of edge round {t} is not on this device: {error}"
+            ) from error
+        return progress, read_state(self._segment(t, segment, "own"))
+
+    def _segment(self, t: int, segment: int, what: str) -> Path:
+        return self.folder / "open" / f"{t}-{segment}-{what}.safetensors"
 
     def _file(self, t: int) -> Path:
         return self.folder / f"{t}.safetensors"

@@ -1,9 +1,9 @@
-"""Local training on one device."""
+"""Local training on one device, in one go or in segments with an exchange between them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clients.examples import TaskData
+from clients.work import training_flops
 from hffm_flower.accelerator import mixed_precision
 from hffm_flower.errors import DivergedError, Interrupted
 from hffm_flower.models.multimodal import MultimodalModel, task_modules
@@ -18,20 +19,66 @@ from hffm_flower.modules import ModuleKey
 from hffm_flower.sections import TrainConfig
 from hffm_flower.seeding import generator
 
+Batches = list[tuple[int, NDArray[np.int64]]]
+"""Batches in the order of training: which part, and which of its rows."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a round's local training stands; with the modules, all that is needed to go on.
+
+    Attributes:
+        steps: Batches done; the position in the data.
+        loss: Sum of the loss over trained examples.
+        examples: Examples trained on, counted once per pass [examples].
+        flops: Operations done [flop].
+        moments: ``parameter/name`` -> the optimiser's tensors.
+        origin: Parameter -> its value when the round began; only for a proximal term.
+    """
+
+    steps: int = 0
+    loss: float = 0.0
+    examples: int = 0
+    flops: float = 0.0
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    origin: dict[str, Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Flat form, to be saved; inverse of `of`."""
+        totals = torch.tensor(
+            [self.steps, self.loss, self.examples, self.flops], dtype=torch.float64
+        )
+        moments = {f"moments/{n}": v.cpu() for n, v in self.moments.items()}
+        return {"totals": totals, **moments, **{f"origin/{n}": v for n, v in self.origin.items()}}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Progress:
+        """Read `tensors` back."""
+        steps, loss, examples, flops = tensors["totals"].tolist()
+        found: dict[str, dict[str, Tensor]] = {"moments": {}, "origin": {}, "totals": {}}
+        for name, value in tensors.items():
+            table, _, rest = name.partition("/")
+            found[table][rest] = value
+        return cls(int(steps), loss, int(examples), flops, found["moments"], found["origin"])
+
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What local training did.
+    """What local training has done so far in its round.
 
     Attributes:
         mass: Module -> distinct local examples that gave it a gradient [examples].
         loss: Sum of the loss over trained examples.
         examples: Examples trained on, counted once per pass [examples].
+        flops: Operations of the round [flop].
+        progress: Where it stands.
     """
 
     mass: Mapping[ModuleKey, float]
     loss: float
     examples: int
+    flops: float
+    progress: Progress
 
 
 def learning_rate(config: TrainConfig, t: int, rounds: int) -> float:
@@ -40,9 +87,7 @@ def learning_rate(config: TrainConfig, t: int, rounds: int) -> float:
     return config.learning_rate * (1.0 - done * (1.0 - config.final_learning_rate))
 
 
-def batches(
-    sizes: Sequence[int], *, batch_size: int, rng: np.random.Generator
-) -> list[tuple[int, NDArray[np.int64]]]:
+def batches(sizes: Sequence[int], *, batch_size: int, rng: np.random.Generator) -> Batches:
     """One pass over all parts: batches (part, rows) of one part each, mixed at random."""
     passes = [
         (part, rows.astype(np.int64))
@@ -50,6 +95,16 @@ def batches(
         for rows in np.split(rng.permutation(size), range(batch_size, size, batch_size))
     ]
     return [passes[i] for i in rng.permutation(len(passes))]
+
+
+def round_batches(sizes: Sequence[int], config: TrainConfig, rng: np.random.Generator) -> Batches:
+    """All batches of a round: ``local-steps`` of them, or ``local-epochs`` passes."""
+    drawn: Batches = []
+    for _ in range(config.local_steps or config.local_epochs):
+        drawn += batches(sizes, batch_size=config.batch_size, rng=rng)
+        if config.local_steps and len(drawn) >= config.local_steps:
+            return drawn[: config.local_steps]
+    return drawn
 
 
 def train(
@@ -61,13 +116,17 @@ def train(
     rounds: int,
     seed: int,
     device_index: int,
+    segment: int = 0,
+    segments: int = 1,
+    progress: Progress | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Trained:
-    """Train ``model`` in place for one edge round.
+    """Train ``model`` in place for one edge round, or for one segment of it.
 
     AdamW from fresh moments each round, the gradient's norm clipped, optionally with a
     proximal term towards the modules at the start (FedProx, Li et al. 2020, arXiv
-    1812.06127, Eq. 2). Every draw is keyed by (seed, device, t).
+    1812.06127, Eq. 2). Every draw is keyed by (seed, device, t). A round in segments, with
+    nothing exchanged between them, is the same to the last bit as a round in one go.
 
     Args:
         model: On its device; all of its parts are trained.
@@ -77,58 +136,92 @@ def train(
         rounds: T, for the learning rate.
         seed: The run's seed.
         device_index: Index of the device.
+        segment: Which of the ``segments``, from 0.
+        segments: Parts of about equally many batches.
+        progress: What the segment before left; None for the first.
         stopped: Asked before every step.
 
     Raises:
         Interrupted: ``stopped`` said so.
         DivergedError: The loss is not finite.
     """
-    rng = generator(seed, "train", device_index, t)
-    weights = [p for p in model.parts.parameters() if p.requires_grad]
-    start = [p.detach().clone() for p in weights] if config.proximal_mu else []
+    sizes = [len(part) for part in data]
+    plan = round_batches(sizes, config, generator(seed, "train", device_index, t))
+    named = {n: p for n, p in model.parts.named_parameters() if p.requires_grad}
+    weights = list(named.values())
     on = weights[0].device
+    flops = training_flops(model, data)
+    done = progress or Progress(
+        origin={n: p.detach().clone() for n, p in named.items()} if config.proximal_mu else {}
+    )
+    start = [done.origin[n].to(on) for n in named] if config.proximal_mu else []
     optimizer = torch.optim.AdamW(
         weights,
         lr=learning_rate(config, t, rounds),
         weight_decay=config.weight_decay,
         fused=True,
     )
-    sizes = [len(part) for part in data]
-    seen = [np.zeros(size, dtype=bool) for size in sizes]
-    total, examples, steps = torch.zeros((), dtype=torch.float64), 0, 0
+    _restore(optimizer, named, done.moments)
+    total = torch.tensor(done.loss, dtype=torch.float64)
     model.train()
-    for _ in range(config.local_epochs if not config.local_steps else config.local_steps):
-        for index, rows in batches(sizes, batch_size=config.batch_size, rng=rng):
-            if stopped():
-                raise Interrupted("stopped on request")
-            batch = data[index].index(torch.from_numpy(rows).to(on))
-            with mixed_precision(on, config.precision):
-                output = model(batch.task, batch.inputs)
-            loss = model.head(batch.task).loss(output.float(), batch.targets)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            _add_proximal(weights, start, config.proximal_mu)
-            if config.clip_norm:
-                torch.nn.utils.clip_grad_norm_(weights, config.clip_norm)
-            optimizer.step()
-            seen[index][rows] = True
-            total += loss.detach().double().cpu() * len(rows)
-            examples += len(rows)
-            steps += 1
-            if config.local_steps and steps == config.local_steps:
-                break
-        if config.local_steps and steps >= config.local_steps:
-            break
+    last = len(plan) * (segment + 1) // segments
+    for index, rows in plan[done.steps : last]:
+        if stopped():
+            raise Interrupted("stopped on request")
+        batch = data[index].index(torch.from_numpy(rows).to(on))
+        with mixed_precision(on, config.precision):
+            output = model(batch.task, batch.inputs)
+        loss = model.head(batch.task).loss(output.float(), batch.targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        _add_proximal(weights, start, config.proximal_mu)
+        if config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(weights, config.clip_norm)
+        optimizer.step()
+        total += loss.detach().double().cpu() * len(rows)
+        done.examples += len(rows)
+        done.flops += flops[index] * len(rows)
     if not torch.isfinite(total):
         raise DivergedError(
             f"the loss is {float(total)} in edge round {t}; lower train.learning-rate or set "
             "train.clip-norm"
         )
+    done.steps, done.loss, done.moments = last, float(total), _moments(optimizer, named)
+    mass = _mass(model, data, plan[:last])
+    return Trained(mass, done.loss, done.examples, done.flops, done)
+
+
+def _mass(
+    model: MultimodalModel, data: Sequence[TaskData], done: Batches
+) -> dict[ModuleKey, float]:
+    """Distinct examples behind each module; modules without any are left out."""
     mass: dict[ModuleKey, float] = {}
-    for part, visited in zip(data, seen, strict=True):
+    for index, part in enumerate(data):
+        rows = [r for i, r in done if i == index]
+        seen = len(np.unique(np.concatenate(rows))) if rows else 0
         for key in task_modules(part.task, part.modalities, model.spec.backbone):
-            mass[key] = mass.get(key, 0.0) + float(visited.sum())
-    return Trained({k: n for k, n in sorted(mass.items()) if n > 0}, float(total), examples)
+            mass[key] = mass.get(key, 0.0) + float(seen)
+    return {k: n for k, n in sorted(mass.items()) if n > 0}
+
+
+def _moments(
+    optimizer: torch.optim.Optimizer, named: Mapping[str, torch.nn.Parameter]
+) -> dict[str, Tensor]:
+    return {
+        f"{name}/{kind}": value
+        for name, weight in named.items()
+        for kind, value in optimizer.state.get(weight, {}).items()
+    }
+
+
+def _restore(
+    optimizer: torch.optim.Optimizer,
+    named: Mapping[str, torch.nn.Parameter],
+    moments: Mapping[str, Tensor],
+) -> None:
+    for key, value in moments.items():
+        name, _, kind = key.rpartition("/")
+        optimizer.state[named[name]][kind] = value.to(named[name].device)
 
 
 def _add_proximal(weights: list[torch.nn.Parameter], start: list[Tensor], mu: float) -> None:

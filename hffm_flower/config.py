@@ -23,9 +23,11 @@ from pydantic.alias_generators import to_snake
 from hffm_flower.errors import ConfigError, one_of
 from hffm_flower.schedule import METHODS
 from hffm_flower.sections import (
+    D2DConfig,
     DataConfig,
     ModelConfig,
     PathsConfig,
+    RadioConfig,
     Section,
     ServerConfig,
     SimulationConfig,
@@ -52,6 +54,8 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     server: ServerConfig = ServerConfig()
+    d2d: D2DConfig = D2DConfig()
+    radio: RadioConfig = RadioConfig()
     simulation: SimulationConfig = SimulationConfig()
     paths: PathsConfig = PathsConfig()
     _origin: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -112,10 +116,10 @@ class RunConfig(Section):
         return Path(named).expanduser() if named else Path.home() / ".cache" / "hffm-flower"
 
     def fingerprint(self) -> str:
-        """Digest of the settings that all nodes share; paths and hardware are their own."""
+        """Digest of the settings that all nodes share; paths, radio and hardware are their own."""
         shared = {
             k: v for k, v in self.to_flwr().items()
-            if not k.startswith(("paths.", "simulation.")) and k != "train.device"
+            if not k.startswith(("paths.", "simulation.", "radio.")) and k != "train.device"
         }  # fmt: skip
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -161,12 +165,24 @@ class RunConfig(Section):
             raise ConfigError("no task is named", key="data.tasks")
         if len(set(self.data.tasks)) < len(self.data.tasks):
             raise ConfigError(f"{' '.join(self.data.tasks)!r} repeats a task", key="data.tasks")
+        if self.d2d.plan != "none" and METHODS[self.method].clusterless:
+            able = ", ".join(name for name, m in METHODS.items() if not m.clusterless)
+            raise ConfigError(
+                f"plan {self.d2d.plan!r} needs clusters that average; method {self.method!r} has "
+                f"none; methods that have: {able}",
+                key="d2d.plan",
+            )
         if self.data.min_tasks > self.data.max_tasks:
             raise ConfigError(
                 f"{self.data.min_tasks} is above data.max-tasks = {self.data.max_tasks}",
                 key="data.min-tasks",
             )
         self.encoder_names()
+
+    @property
+    def flat(self) -> bool:
+        """Whether devices hang on the cloud directly."""
+        return METHODS[self.method].flat
 
     def encoder_names(self) -> dict[str, str]:
         """Modality -> name of its encoder."""

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +104,8 @@ class Merger:
     Sums are kept in float32 and masses in float64. A module with mass 0 is never mixed
     in; it is absent from the result, so that its owner keeps the one it has.
     """
+
+    summable: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._sums: dict[ModuleKey, dict[str, Tensor]] = {}

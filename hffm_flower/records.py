@@ -60,9 +60,14 @@ def from_bytes(data: bytes) -> dict[ModuleKey, dict[str, Tensor]]:
 
 def write_state(path: Path, state: ModularState) -> None:
     """Write ``state`` as a safetensors file, whole or not at all."""
+    write_bytes(path, to_bytes(state))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as part:
-        part.write(to_bytes(state))
+        part.write(data)
     os.chmod(part.name, 0o644)
     os.replace(part.name, path)
 
@@ -85,28 +90,22 @@ def modules_record(state: ModularState) -> ArrayRecord:
     return ArrayRecord({MODULES: Array(data)})
 
 
-def modules_of(content: RecordDict) -> dict[ModuleKey, dict[str, Tensor]]:
-    """Modules of a message; none if it carries none.
+def modules_of(content: RecordDict, name: str = MODULES) -> dict[ModuleKey, dict[str, Tensor]]:
+    """Modules in record ``name`` of a message; none if it carries none.
 
     Raises:
         ModuleError: The record is not what `modules_record` makes.
     """
-    record = content.array_records.get(MODULES)
+    record = content.array_records.get(name)
     if record is None:
         return {}
     if list(record) != [MODULES]:
-        raise ModuleError(f"record {MODULES!r} holds {list(record)}; one array is expected")
+        raise ModuleError(f"record {name!r} holds {list(record)}; one array is expected")
     try:
         data = record[MODULES].numpy()
     except (TypeError, ValueError, EOFError) as error:
-        raise ModuleError(f"record {MODULES!r} is no numpy array: {error}") from error
+        raise ModuleError(f"record {name!r} is no numpy array: {error}") from error
     return from_bytes(data.tobytes())
-
-
-def payload_bytes(content: RecordDict) -> int:
-    """Size of the modules in a message [byte]."""
-    record = content.array_records.get(MODULES)
-    return 0 if record is None else sum(len(a.data) for a in record.values())
 
 
 def mass_record(mass: Mapping[ModuleKey, float]) -> MetricRecord:
@@ -120,12 +119,21 @@ def update_of(content: RecordDict) -> ModularUpdate:
     Raises:
         ModuleError: Modules and masses do not name the same modules.
     """
+    return ModularUpdate(modules_of(content), masses(content))
+
+
+def masses(content: RecordDict, record: str = MASS) -> dict[ModuleKey, float]:
+    """Masses in record ``record`` of a message.
+
+    Raises:
+        ModuleError: They are not what `mass_record` makes.
+    """
     mass: dict[ModuleKey, float] = {}
-    for name, value in metrics(content, MASS).items():
+    for name, value in metrics(content, record).items():
         if isinstance(value, list):
             raise ModuleError(f"mass of {name} is a list")
         mass[ModuleKey.parse(name)] = float(value)
-    return ModularUpdate(modules_of(content), mass)
+    return mass
 
 
 def metrics(
@@ -154,13 +162,13 @@ def text(content: RecordDict, record: str, name: str) -> str:
     return value
 
 
-def number(content: RecordDict, record: str, name: str) -> int:
+def number(content: RecordDict, record: str, name: str, *, default: int | None = None) -> int:
     """A whole number of a config record.
 
     Raises:
-        ProtocolError: It is not there.
+        ProtocolError: It is not there, and there is no ``default``.
     """
-    value = words(content, record).get(name)
+    value = words(content, record).get(name, default)
     if not isinstance(value, int):
         raise ProtocolError(f"the message has no whole number {record}.{name}")
     return value

@@ -49,10 +49,11 @@ class RoundReport:
         void: Edges whose round published nothing, for lack of a quorum.
         scores: Evaluations made in this round.
         evaluated: Model tier -> indices of the devices that evaluated it.
-        down_bytes: Modules sent to devices [byte].
-        up_bytes: Modules received from devices [byte].
-        cloud_down_bytes: Modules sent from the cloud to edges [byte].
-        cloud_up_bytes: Modules sent from edges to the cloud [byte].
+        work: Device index -> operations of its local training [flop].
+        traffic: Class of links -> the modules' tensors, and the rest of the messages, that
+            went over it for training [byte, byte].
+        latency_s: Time of the round by the radio model [s].
+        energy_j: Energy of the round by the radio model, all nodes together [J].
         seconds: Wall time since the run began, when known [s].
     """
 
@@ -64,10 +65,10 @@ class RoundReport:
     void: list[int] = field(default_factory=list)
     scores: Scores = field(default_factory=dict)
     evaluated: dict[str, list[int]] = field(default_factory=dict)
-    down_bytes: int = 0
-    up_bytes: int = 0
-    cloud_down_bytes: int = 0
-    cloud_up_bytes: int = 0
+    work: dict[str, float] = field(default_factory=dict)
+    traffic: dict[str, list[int]] = field(default_factory=dict)
+    latency_s: float = 0.0
+    energy_j: float = 0.0
     seconds: float = 0.0
 
     def add_score(self, tier: str, split: str, task: str, score: Score) -> None:
@@ -76,16 +77,13 @@ class RoundReport:
         cell[task] = cell.get(task, Score()) + score
 
     def add(self, other: RoundReport) -> None:
-        """Add another node's figures of the same round."""
+        """Add another node's figures of the same round; what it costs is priced afterwards."""
         self.loss_sum += other.loss_sum
         self.trained += other.trained
         self.devices = sorted({*self.devices, *other.devices})
         self.dropped |= other.dropped
         self.void = sorted({*self.void, *other.void})
-        self.down_bytes += other.down_bytes
-        self.up_bytes += other.up_bytes
-        self.cloud_down_bytes += other.cloud_down_bytes
-        self.cloud_up_bytes += other.cloud_up_bytes
+        self.work |= other.work
         self.seconds = max(self.seconds, other.seconds)
         for tier, indices in other.evaluated.items():
             self.evaluated[tier] = sorted({*self.evaluated.get(tier, []), *indices})
@@ -93,6 +91,10 @@ class RoundReport:
             for split, tasks in splits.items():
                 for task, score in tasks.items():
                     self.add_score(tier, split, task, score)
+
+    def bytes_over(self, link: str) -> int:
+        """Tensors that went over links of that class for training [byte]."""
+        return self.traffic.get(link, [0])[0]
 
     def to_json(self) -> str:
         """One line of JSON."""

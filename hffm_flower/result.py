@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from hffm_flower.config import RunConfig
+from hffm_flower.ledger import LinkClass
 from hffm_flower.profile import NodeProfile
 from hffm_flower.report import TIERS, RoundReport, Score, TaskFacts, accuracy, mean_accuracy
 from hffm_flower.tasks import TASKS
@@ -69,6 +70,9 @@ def build(
                 "devices": len(r.devices),
                 "dropped": len(r.dropped),
                 "seconds": r.seconds,
+                "latency_s": r.latency_s,
+                "energy_j": r.energy_j,
+                "bytes": {link: amount[0] for link, amount in r.traffic.items()},
                 "mean_global": means(r, tasks),
             }
             for r in reports
@@ -102,7 +106,8 @@ def summarise(
 
     ``mean_global`` is the IID accuracy, after the last edge round, of the highest tier the
     method has, pooled by examples; ``mean_global_cycle`` the mean of the edge models over
-    the last cloud cycle, which a method cannot tune by when it is read.
+    the last cloud cycle, which a method cannot tune by when it is read. ``latency_s`` and
+    ``energy_j`` are means over the edge rounds, ``bytes`` sums over the run.
     """
     tier = highest_tier(reports)
     final = next((r for r in reversed(reports) if tier in r.scores), RoundReport(0))
@@ -135,6 +140,10 @@ def summarise(
         "uncovered": 1.0 - covered / expected if expected else 1.0,
         "dropped": sum(len(r.dropped) for r in reports),
         "void": sum(len(r.void) for r in reports),
-        "device_bytes": sum(r.down_bytes + r.up_bytes for r in reports),
-        "cloud_bytes": sum(r.cloud_down_bytes + r.cloud_up_bytes for r in reports),
+        "latency_s": sum(r.latency_s for r in reports) / max(1, len(reports)),
+        "energy_j": sum(r.energy_j for r in reports) / max(1, len(reports)),
+        "bytes": {link: sum(r.bytes_over(link) for r in reports) for link in LinkClass},
+        "header_bytes": {
+            link: sum(r.traffic.get(link, [0, 0])[1] for r in reports) for link in LinkClass
+        },
     }

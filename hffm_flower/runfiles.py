@@ -3,6 +3,7 @@
 ```
 result.json            config, versions, seed, status, rounds, summary
 rounds.jsonl           one line per edge round, flushed as it ends
+ledger.jsonl           every message of the run: one line per edge round, see `ledger.to_line`
 model.safetensors      cloud modules, tensors named kind/name/tensor
 edges/E.safetensors    state of edge E after the last edge round, before the cloud's exchange
 devices/K.safetensors  modules that never leave device K (none for most methods)
@@ -14,17 +15,19 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from hffm_flower.errors import OutputError
+from hffm_flower.errors import ConfigError, OutputError
+from hffm_flower.ledger import Transfer, from_line, to_line
 from hffm_flower.modules import ModularState, ModuleKey, Tensor
 from hffm_flower.records import read_state, write_state
 from hffm_flower.report import RoundReport
 
 RESULT = "result.json"
 ROUNDS = "rounds.jsonl"
+LEDGER = "ledger.jsonl"
 MODEL = "model.safetensors"
 
 
@@ -75,8 +78,30 @@ class RunFiles:
 
     def append(self, report: RoundReport) -> None:
         """Add one edge round's line; it is on disk when this returns."""
-        with (self.root / ROUNDS).open("a", encoding="utf-8") as file:
-            file.write(report.to_json() + "\n")
+        self._append(ROUNDS, report.to_json())
+
+    def append_transfers(self, t: int, transfers: Sequence[Transfer]) -> None:
+        """Add one edge round's messages; they are on disk when this returns."""
+        self._append(LEDGER, to_line(t, transfers))
+
+    def transfers(self) -> dict[int, tuple[Transfer, ...]]:
+        """Edge round -> its messages; round 0 is before the first.
+
+        Raises:
+            OutputError: The file cannot be read.
+        """
+        found = {}
+        try:
+            for line in (self.root / LEDGER).read_text(encoding="utf-8").splitlines():
+                t, rows = from_line(line)
+                found[t] = rows
+        except (OSError, ValueError, ConfigError) as error:
+            raise OutputError(f"{self.root / LEDGER} cannot be read: {error}") from error
+        return found
+
+    def _append(self, name: str, line: str) -> None:
+        with (self.root / name).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
 

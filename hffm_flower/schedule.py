@@ -42,6 +42,11 @@ class Method:
     flat: bool = False
     pooled: bool = False
 
+    @property
+    def clusterless(self) -> bool:
+        """Whether no cluster of devices ever averages anything, so that D2D has no use."""
+        return self.flat or self.pooled or self.policy == "*=device"
+
 
 METHODS: Final[Mapping[str, Method]] = {
     "local": Method("*=device"),

@@ -89,12 +89,51 @@ class ServerConfig(Section):
     fraction: float = Field(1.0, gt=0, le=1, description="participation per edge round")
     quorum: float = Field(0.5, ge=0, le=1, description="share of asked nodes that must answer")
     deadline_s: float = Field(600.0, gt=0, description="wait for one edge round's answers")
+    rule: str = Field("mean", description="how updates become one: mean, median")
     optimizer: str = Field(
         "*=mean", description="kind=mean | momentum:LR:BETA | adam:LR, first match wins"
     )
     evaluate_every: int = Field(
         2, ge=1, description="edge rounds between reports of methods that never reach the cloud"
     )
+
+
+class D2DConfig(Section):
+    """Exchange between the devices of a cluster."""
+
+    plan: str = Field("none", description="none, relay, gossip, cooperative")
+    head: str = Field("latency", description="who uploads for a cluster: latency, energy, battery")
+    summing: bool = Field(True, description="relay: sum on the way; false: forward one by one")
+    accuracy: float = Field(1e-3, gt=0, lt=1, description="gossip: distance left to the mean")
+    segments: int = Field(
+        2, ge=2, description="cooperative: parts of a round's training, an exchange after each"
+    )
+
+
+class RadioConfig(Section):
+    """Where everything stands, and what the air, the wires and the processors can do."""
+
+    placement: str = Field("case-study", description="case-study, uniform, clustered, coordinates")
+    coordinates: str = Field("", description="CSV file for placement coordinates")
+    area_m: float = Field(0.0, ge=0, description="side of the square; 0: 5 km, more if crowded")
+    associate: str = Field("cluster", description="a device's edge: cluster, best-channel")
+    links: str = Field("radius", description="D2D links beside a tree: radius, nearest, tree")
+    reach: float = Field(0.0, ge=0, description="radius [m] or nearest devices; 0: 30 m, 2")
+    channel: str = Field("rayleigh", description="rayleigh, rician, log-distance, uma, umi")
+    sharing: str = Field("fdma", description="a band among senders: fdma, fixed")
+    tx_power_mw: float = Field(200.0, gt=0, description="device, sending")
+    rx_power_mw: float = Field(100.0, ge=0, description="device, receiving")
+    edge_tx_power_mw: float = Field(1000.0, gt=0)
+    bandwidth_khz: float = Field(1000.0, gt=0, description="of a cell, each direction")
+    d2d_bandwidth_khz: float = Field(0.0, ge=0, description="of a cluster; 0: as a cell")
+    noise_figure_db: float = Field(0.0, ge=0)
+    backhaul_mbit_s: float = Field(4.0, gt=0)
+    backhaul_delay_ms: float = Field(100.0, ge=0)
+    backhaul_power_mw: float = Field(800.0, ge=0)
+    device_gflop_s: float = Field(10.0, gt=0)
+    device_cpu_mhz: float = Field(1000.0, gt=0)
+    device_kappa: float = Field(1e-28, ge=0, description="switched capacitance [J s^2 / cycle]")
+    device_battery_j: float = Field(10_000.0, gt=0)
 
 
 class SimulationConfig(Section):

@@ -15,11 +15,10 @@ from flwr.serverapp import Grid
 
 from hffm_flower.errors import ProtocolError, QuorumError
 from hffm_flower.modules import ModularState, ModuleKey
-from hffm_flower.records import CONFIG, MODULES, REPORT, modules_record, payload_bytes, words
+from hffm_flower.records import CONFIG, MODULES, REPORT, modules_record, words
 from hffm_flower.report import RoundReport
 from hffm_flower.schedule import Schedule, Scope
-from strategies.edge import EVALUATE_CLUSTER, TRAIN_CLUSTER
-from strategies.grids import instruction
+from strategies.grids import EVALUATE_CLUSTER, TRAIN_CLUSTER, instruction
 from strategies.modular import Gathered, Member, ModularStrategy
 
 log = logging.getLogger(__name__)
@@ -38,6 +37,7 @@ class CloudStrategy(ModularStrategy):
         members: Node id -> edge.
         schedule: Scope and period of every module.
         initial: The modules to begin with.
+        rule: As in `ModularStrategy`.
         optimizer: As in `ModularStrategy`; acts on modules of cloud scope.
         quorum: As in `ModularStrategy`.
         deadline_s: As in `ModularStrategy`, for one edge round.
@@ -51,6 +51,7 @@ class CloudStrategy(ModularStrategy):
         schedule: Schedule,
         initial: ModularState,
         *,
+        rule: str,
         optimizer: str,
         quorum: float,
         deadline_s: float,
@@ -58,8 +59,9 @@ class CloudStrategy(ModularStrategy):
         on_round: OnRound,
     ) -> None:
         super().__init__(
-            members, schedule, optimizer=optimizer, quorum=quorum, deadline_s=deadline_s
-        )
+            members, schedule, rule=rule, optimizer=optimizer, quorum=quorum,
+            deadline_s=deadline_s,
+        )  # fmt: skip
         self.modules = dict(initial)
         self.versions = dict.fromkeys(initial, 0)
         self.exchanges = schedule.exchanges(report_every)
@@ -106,10 +108,7 @@ class CloudStrategy(ModularStrategy):
                 f"no device's update could be used up to edge round {last}: "
                 + ("; ".join(reasons[:3]) or "no device took part")
             )
-        report = self._reports[last]
         if self.has_quorum(len(got.answers), len(self.members)):
-            for answer in got.answers:
-                report.cloud_up_bytes += payload_bytes(answer.message.content)
             self.publish(got.update, last, final=self._cloud_keys)
         else:
             log.warning(
@@ -181,7 +180,6 @@ class CloudStrategy(ModularStrategy):
                     CONFIG: ConfigRecord({"first": first, "last": last}),
                 }
             )
-            self._reports[last].cloud_down_bytes += payload_bytes(content)
             out.append(
                 instruction(content, node_id=node, kind=kind, t=last, ttl_s=self.round_timeout_s())
             )

@@ -27,19 +27,16 @@ from hffm_flower.records import (
     modules_of,
     modules_record,
     number,
-    payload_bytes,
 )
 from hffm_flower.report import RoundReport, Score
 from hffm_flower.schedule import Schedule, Scope
-from strategies.grids import instruction
-from strategies.modular import Member, ModularStrategy
+from strategies.grids import EVALUATE, EVALUATE_CLUSTER, TRAIN, instruction
+from strategies.modular import Gathered, Member, ModularStrategy
 from strategies.selection import participants
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("iid", "skewed")
-TRAIN_CLUSTER = "train.cluster"
-EVALUATE_CLUSTER = "evaluate.cluster"
 
 
 class EdgeStrategy(ModularStrategy):
@@ -54,6 +51,7 @@ class EdgeStrategy(ModularStrategy):
         schedule: Scope and period of every module.
         seed: The run's seed, for participation.
         fraction: Share of the devices that take part in each edge round.
+        rule: As in `ModularStrategy`.
         optimizer: As in `ModularStrategy`; acts on modules of edge scope.
         quorum: As in `ModularStrategy`; a round below it publishes nothing.
         deadline_s: As in `ModularStrategy`.
@@ -69,6 +67,7 @@ class EdgeStrategy(ModularStrategy):
         *,
         seed: int,
         fraction: float,
+        rule: str,
         optimizer: str,
         quorum: float,
         deadline_s: float,
@@ -76,8 +75,9 @@ class EdgeStrategy(ModularStrategy):
         on_round: Callable[[RoundReport], None] = lambda report: None,
     ) -> None:
         super().__init__(
-            members, schedule, optimizer=optimizer, quorum=quorum, deadline_s=deadline_s
-        )
+            members, schedule, rule=rule, optimizer=optimizer, quorum=quorum,
+            deadline_s=deadline_s,
+        )  # fmt: skip
         self.index = index
         self.seed = seed
         self.fraction = fraction
@@ -110,7 +110,7 @@ class EdgeStrategy(ModularStrategy):
             return _reply(message, ModularUpdate({}, {}), reports)
         for t in range(first, last + 1):
             report = RoundReport(t)
-            self.learn((yield self.ask_train(report)), report)
+            self.learn((yield from self.collect(report)), report)
             if t in self.evaluated:
                 self.score((yield self.ask_evaluate(report)), report, self.lower_tier)
             reports.append(report)
@@ -135,43 +135,48 @@ class EdgeStrategy(ModularStrategy):
         mass = {k: sum(self._trained[k].values()) for k in due if self._trained.get(k)}
         return ModularUpdate({k: self.modules[k] for k in mass}, mass)
 
+    def drawn(self, t: int) -> list[int]:
+        """Node ids of the devices that take part in edge round ``t``, in order of index."""
+        chosen = participants(
+            (m.index for m in self.members.values()), fraction=self.fraction, seed=self.seed, t=t
+        )
+        return [n for n, m in self.members.items() if m.index in chosen]
+
     def ask_train(self, report: RoundReport) -> list[Message]:
         """Messages of an edge round, to the devices drawn for it."""
-        chosen = participants(
-            (m.index for m in self.members.values()),
-            fraction=self.fraction, seed=self.seed, t=report.t,
-        )  # fmt: skip
-        nodes = [n for n, m in self.members.items() if m.index in chosen]
-        return self._messages("train", nodes, report)
+        return self._messages(TRAIN, self.drawn(report.t), report)
 
-    def learn(self, replies: Iterable[Message], report: RoundReport) -> None:
-        """Merge the devices' updates and publish the result, or nothing below the quorum."""
-        got = self.gather(replies, self.modules.keys() - self.personal)
+    def collect(self, report: RoundReport) -> Generator[list[Message], Iterable[Message], Gathered]:
+        """Have the devices train, and gather what they send."""
+        return self.gather((yield self.ask_train(report)), self.modules.keys() - self.personal)
+
+    def learn(self, got: Gathered, report: RoundReport) -> None:
+        """Publish what was gathered, or nothing below the quorum."""
         report.dropped |= {str(k): why for k, why in got.refused.items()}
-        asked = len(got.answers) + len(got.refused)
-        if not self.has_quorum(len(got.answers), asked):
+        used = {a.member.index for a in got.answers} | {k for w in got.behind.values() for k in w}
+        asked = len(used | got.refused.keys())
+        if not self.has_quorum(len(used), asked):
             report.void.append(self.index)
             log.warning(
                 "edge %d round %d: %d of %d devices answered, below the quorum of %g; "
                 "the modules stay as they were",
-                self.index, report.t, len(got.answers), asked, self.quorum,
+                self.index, report.t, len(used), asked, self.quorum,
             )  # fmt: skip
             return
         self.publish(got.update, report.t, final=self.own)
+        report.devices += sorted(used)
         for answer in got.answers:
-            report.devices.append(answer.member.index)
-            report.up_bytes += payload_bytes(answer.message.content)
             figures = metrics(answer.message.content, "metrics")
             report.loss_sum += _scalar(figures.get("loss"))
             report.trained += int(_scalar(figures.get("examples")))
-            for key, mass in answer.mass.items():
-                if mass > 0:
-                    self._trained[key][answer.member.index] = mass
-        log.info("edge %d round %d: %d devices", self.index, report.t, len(got.answers))
+            report.work[str(answer.member.index)] = _scalar(figures.get("flops"))
+        for key, who in got.behind.items():
+            self._trained[key].update(who)
+        log.info("edge %d round %d: %d devices", self.index, report.t, len(used))
 
     def ask_evaluate(self, report: RoundReport) -> list[Message]:
         """Messages that have every device evaluate the edge's modules on its test shards."""
-        return self._messages("evaluate", list(self.members), report)
+        return self._messages(EVALUATE, list(self.members), report)
 
     def score(self, replies: Iterable[Message], report: RoundReport, tier: str) -> None:
         """Add up the devices' counts as those of the model of ``tier``."""
@@ -197,7 +202,6 @@ class EdgeStrategy(ModularStrategy):
             record = modules_record({k: self.modules[k] for k in keys if k not in self.personal})
             config = ConfigRecord({"t": report.t})
             content = RecordDict({MODULES: record, CONFIG: config})
-            report.down_bytes += payload_bytes(content)
             out.append(
                 instruction(content, node_id=node, kind=kind, t=report.t, ttl_s=self.deadline_s)
             )
@@ -216,7 +220,7 @@ class EdgeStrategy(ModularStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Publish the round's modules."""
-        self.learn(replies, self.report)
+        self.learn(self.gather(replies, self.modules.keys() - self.personal), self.report)
         loss = self.report.loss_sum / max(1, self.report.trained)
         return modules_record(self.modules), MetricRecord({"loss": loss})
 

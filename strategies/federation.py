@@ -9,23 +9,28 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from flwr.serverapp import Grid
 
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError, HffmError, Interrupted, QuorumError
+from hffm_flower.ledger import CLOUD, Ledger, traffic
 from hffm_flower.modules import ModularState
 from hffm_flower.records import PROTOCOL, modules_record, write_state
 from hffm_flower.report import RoundReport, TaskFacts
 from hffm_flower.result import build, means, task_facts
 from hffm_flower.runfiles import RunFiles
 from hffm_flower.schedule import METHODS, Schedule, Scope
-from hffm_flower.topology import clusters
+from hffm_flower.tree import groups_of, plan_options, plant
 from hffm_flower.version import __version__
+from hffm_flower.wireless.pricing import price
 from strategies.cloud import CloudStrategy
 from strategies.edge import EdgeStrategy
-from strategies.grids import ClusterGrid, NestedGrid
+from strategies.grids import NestedGrid
 from strategies.modular import Member
+from strategies.peer_grid import PeerGrid
+from strategies.peering import NO_PLAN, PeerEdgeStrategy, PeerPlanner, check_exchange
 from strategies.registration import Registered, initial_modules, register, wait_for_nodes
 
 log = logging.getLogger(__name__)
@@ -58,6 +63,7 @@ def federate(
         raise ConfigError(
             "method 'central' has no federation; use 'hffm run --method central'", key="method"
         )
+    check_exchange(config)
     stop = stop or threading.Event()
     federation = Federation(config, files, event, stop)
     status, reason = "failed", ""
@@ -90,6 +96,8 @@ class Federation:
         self.idle: list[int] = []
         self.cycle = 1
         self.exchanges: frozenset[int] = frozenset()
+        self.network = plant(config)
+        self.ledger = Ledger()
         self._began = time.monotonic()
         self._open: dict[int, list[RoundReport]] = defaultdict(list)
 
@@ -99,7 +107,7 @@ class Federation:
             grid, config.tree.devices, least=self._quorum(),
             deadline_s=server.deadline_s, stopped=self.stop.is_set,
         )  # fmt: skip
-        view = ClusterGrid(grid, nodes, stop=self.stop, watch=self._watch)
+        view = PeerGrid(grid, nodes, stop=self.stop, watch=self._watch, ledger=self.ledger)
         self.phase = "registering"
         devices, self.refused = register(
             view, nodes, version=f"{__version__} (protocol {PROTOCOL})",
@@ -115,10 +123,12 @@ class Federation:
             period=config.tree.period, rounds=config.rounds,
         )  # fmt: skip
         self.cycle = schedule.cycle()
+        view.hops |= {n: self._hops(d.profile.index) for n, d in devices.items()}
         shared = keys - set(schedule.scoped(Scope.DEVICE))
         self.phase = "initial modules"
         initial, silent = initial_modules(view, devices, shared, deadline_s=server.deadline_s)
         self._refuse(devices, silent)
+        self.files.append_transfers(0, self.ledger.take(0))
         self.edges = self._plant(devices, schedule)
         self.phase = "training"
         cloud = CloudStrategy(
@@ -127,13 +137,20 @@ class Federation:
                 for node, e in self.edges.items()
             },
             schedule, initial,
-            optimizer=server.optimizer, quorum=server.quorum, deadline_s=server.deadline_s,
-            report_every=server.evaluate_every, on_round=self._on_round,
+            rule=server.rule, optimizer=server.optimizer, quorum=server.quorum,
+            deadline_s=server.deadline_s, report_every=server.evaluate_every, on_round=self._on_round,
         )  # fmt: skip
         self.exchanges = frozenset(cloud.exchanges)
         with _quiet_flower():
             cloud.start(
-                NestedGrid(view, self.edges),
+                NestedGrid(
+                    view,
+                    self.edges,
+                    ledger=self.ledger,
+                    hops={}
+                    if config.flat
+                    else {n: (CLOUD, f"edge/{e.index}") for n, e in self.edges.items()},
+                ),
                 modules_record(initial),
                 num_rounds=len(cloud.exchanges),
                 timeout=cloud.round_timeout_s(),
@@ -154,25 +171,36 @@ class Federation:
         """Least devices that a run needs."""
         return max(1, math.ceil(self.config.server.quorum * self.config.tree.devices))
 
+    def _hops(self, device: int) -> tuple[str, ...]:
+        """Addresses on the way to a device from whoever averages it."""
+        edge = f"edge/{self.network.topology.edge_of()[device]}"
+        own = f"device/{device}"
+        return (CLOUD, edge, own) if self.config.flat else (edge, own)
+
     def _plant(
         self, devices: Mapping[int, Registered], schedule: Schedule
     ) -> dict[int, EdgeStrategy]:
         config, server = self.config, self.config.server
-        count = 1 if METHODS[config.method].flat else config.tree.edges
         node_of = {d.profile.index: n for n, d in devices.items() if not d.profile.idle}
-        return {
-            index + 1: EdgeStrategy(
-                index,
-                {
-                    node_of[k]: devices[node_of[k]].member() for k in cluster if k in node_of
-                },
-                schedule,
-                seed=config.seed, fraction=server.fraction, optimizer=server.optimizer,
-                quorum=server.quorum, deadline_s=server.deadline_s,
-                report_every=server.evaluate_every, on_round=self._on_edge_round,
-            )
-            for index, cluster in enumerate(clusters(config.tree.devices, count))
-        }  # fmt: skip
+        edges: dict[int, EdgeStrategy] = {}
+        for index, cluster in enumerate(groups_of(config, self.network)):
+            members = {node_of[k]: devices[node_of[k]].member() for k in cluster if k in node_of}
+            settings: dict[str, Any] = {
+                "seed": config.seed, "fraction": server.fraction, "rule": server.rule,
+                "optimizer": server.optimizer, "quorum": server.quorum,
+                "deadline_s": server.deadline_s, "report_every": server.evaluate_every,
+                "on_round": self._on_edge_round,
+            }  # fmt: skip
+            if config.d2d.plan == NO_PLAN:
+                edges[index + 1] = EdgeStrategy(index, members, schedule, **settings)
+            else:
+                planner = PeerPlanner(
+                    config.d2d.plan, plan_options(config), self.network, config.seed
+                )
+                edges[index + 1] = PeerEdgeStrategy(
+                    index, members, schedule, planner=planner, **settings
+                )
+        return edges
 
     def _watch(self, done: int, asked: int) -> None:
         self.event({"event": "wait", "phase": self.phase, "t": self.t, "done": done, "of": asked})
@@ -198,6 +226,12 @@ class Federation:
 
     def _write(self, report: RoundReport) -> None:
         self.t = report.t
+        transfers = self.ledger.take(report.t)
+        work = {int(device): flops for device, flops in report.work.items()}
+        cost = price(transfers, self.network.block(report.t), work)
+        report.latency_s, report.energy_j = cost.latency_s, cost.energy_j
+        report.traffic = {link: list(amount) for link, amount in traffic(transfers).items()}
+        self.files.append_transfers(report.t, transfers)
         report.seconds = time.monotonic() - self._began
         self.files.append(report)
         figures = means(report, self.tasks)
@@ -206,6 +240,7 @@ class Federation:
             {
                 "event": "round", "t": report.t, "loss": loss, "mean_global": figures,
                 "devices": len(report.devices), "dropped": len(report.dropped),
+                "latency_s": report.latency_s, "energy_j": report.energy_j,
             }
         )  # fmt: skip
         log.info(
@@ -222,6 +257,7 @@ class Federation:
             write_state(self.files.edge(edge.index), edge.final_modules or edge.modules)
         notes = {
             "idle_devices": self.idle,
+            "clusters": groups_of(self.config, self.network),
             "refused_nodes": {str(n): why for n, why in self.refused.items()},
         }
         self.files.write_result(

@@ -12,13 +12,17 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from itertools import pairwise
+from typing import Any, Final, Protocol
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from hffm_flower.errors import Interrupted
+from hffm_flower.ledger import Ledger, Phase, Transfer, link_between
+from hffm_flower.payload import weigh
+from hffm_flower.records import CONFIG, number
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +30,23 @@ NO_ANSWER = 3
 """Error code of a node that did not answer in time (Flower: message unavailable)."""
 EDGE_FAILED = 2
 """Error code of an edge that raised (Flower: the client app raised)."""
+
+TRAIN, EVALUATE = "train", "evaluate"
+UPLOAD = "query.upload"
+"""Asks a device for its own update, which was to come by another way and did not."""
+TRAIN_CLUSTER, EVALUATE_CLUSTER = "train.cluster", "evaluate.cluster"
+
+PHASE_OF: Final[Mapping[str, tuple[Phase, Phase]]] = {
+    "query.profile": (Phase.SETUP, Phase.SETUP),
+    "query.init": (Phase.SETUP, Phase.SETUP),
+    TRAIN: (Phase.DOWN, Phase.UP),
+    UPLOAD: (Phase.ASK, Phase.REPAIR),
+    EVALUATE: (Phase.EVALUATE, Phase.EVALUATE),
+    TRAIN_CLUSTER: (Phase.DISPATCH, Phase.COLLECT),
+    EVALUATE_CLUSTER: (Phase.PUBLISH, Phase.EVALUATE),
+}
+"""Type of a message -> phase of the round that it belongs to, and that its reply does. An edge
+takes the cloud's new modules from ``evaluate.cluster``, so that is how they are published."""
 
 Step = Callable[[], list[Message]]
 Watch = Callable[[int, int], None]
@@ -44,6 +65,9 @@ class ClusterGrid(Grid):
         stop: Set from outside to end every wait with `Interrupted`.
         watch: Called as replies come in.
         poll_s: Pause between two looks for replies [s].
+        ledger: Where every message and reply is entered, with its weight.
+        hops: Node id -> addresses on the way to it, from this grid's owner to the node, e.g.
+            ``("edge/0", "device/3")``; messages to others are not entered.
     """
 
     def __init__(
@@ -54,8 +78,12 @@ class ClusterGrid(Grid):
         stop: threading.Event | None = None,
         watch: Watch | None = None,
         poll_s: float = 0.05,
+        ledger: Ledger | None = None,
+        hops: Mapping[int, tuple[str, ...]] | None = None,
     ) -> None:
         self._grid = grid
+        self._ledger = ledger or Ledger()
+        self.hops = dict(hops or {})
         self._node_ids = tuple(node_ids)
         self._stop = stop or threading.Event()
         self._watch: Watch = watch or (lambda done, asked: None)
@@ -104,11 +132,19 @@ class ClusterGrid(Grid):
         Raises:
             Interrupted: The run was asked to stop.
         """
-        asked: list[Message] = []
+        asked = list(messages)
+        for message in asked:
+            self._enter(message, message)
+        replies = self._exchange(asked, timeout)
+        for message, reply in zip(asked, replies, strict=True):
+            self._enter(message, reply)
+        return replies
+
+    def _exchange(self, asked: list[Message], timeout: float | None) -> list[Message]:
+        """One reply per message of ``asked``, in its order."""
         waiting: dict[str, int] = {}
         replies: dict[int, Message] = {}
-        for place, message in enumerate(messages):
-            asked.append(message)
+        for place, message in enumerate(asked):
             ids = list(self.push_messages([message]))
             if ids and ids[0]:
                 waiting[ids[0]] = place
@@ -135,6 +171,34 @@ class ClusterGrid(Grid):
             self._stop.wait(self._poll_s)
         return [replies[place] for place in range(len(asked))]
 
+    def _enter(self, question: Message, message: Message) -> None:
+        """Enter a message into the ledger: a question, or the reply to it, hop by hop."""
+        hops = self.hops.get(question.metadata.dst_node_id, ())
+        if len(hops) < 2 or message.has_error():
+            return
+        asks = message is question
+        kind = question.metadata.message_type
+        phase = PHASE_OF[kind][not asks]
+        weight = weigh(message.content)
+        t = int(question.metadata.group_id)
+        if phase is Phase.DISPATCH:
+            t = number(question.content, CONFIG, "first")
+            phase = phase if t > 1 else Phase.SETUP  # the initial modules
+        for src, dst in pairwise(hops if asks else reversed(hops)):
+            self._ledger.add(
+                Transfer(
+                    t,
+                    phase,
+                    0,
+                    src,
+                    dst,
+                    link_between(src, dst),
+                    weight.bytes,
+                    weight.header_bytes,
+                    weight.modules,
+                )
+            )
+
 
 class Edge(Protocol):
     """What a grid of edges plays: an edge's share of a cloud message, and its deadline."""
@@ -156,15 +220,19 @@ class NestedGrid(ClusterGrid):
     Args:
         devices: Grid of all devices.
         edges: Node id of an edge -> the edge.
-        watch: As in `ClusterGrid`, for the devices of all edges together.
+        ledger: As in `ClusterGrid`.
+        hops: As in `ClusterGrid`.
     """
 
     def __init__(
         self,
         devices: ClusterGrid,
         edges: Mapping[int, Edge],
+        *,
+        ledger: Ledger | None = None,
+        hops: Mapping[int, tuple[str, ...]] | None = None,
     ) -> None:
-        super().__init__(devices, tuple(edges))
+        super().__init__(devices, tuple(edges), ledger=ledger, hops=hops)
         self._devices = devices
         self._edges = edges
 
@@ -172,11 +240,8 @@ class NestedGrid(ClusterGrid):
         """The edges; they are always online."""
         return self._node_ids
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    def _exchange(self, asked: list[Message], timeout: float | None) -> list[Message]:
         """Play every edge's round to its end; the edges' own deadlines bound it."""
-        asked = list(messages)
         rounds: dict[int, Generator[list[Message], Iterable[Message], Message]] = {}
         pending: dict[int, list[Message]] = {}
         done: dict[int, Message] = {}

@@ -8,17 +8,19 @@ as it was.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
 
+from hffm_flower.d2d import Parcel
 from hffm_flower.errors import DivergedError, HffmError, ModuleError
-from hffm_flower.modules import Merger, ModularUpdate, ModuleKey, ModuleState
+from hffm_flower.modules import ModularUpdate, ModuleKey, ModuleState
 from hffm_flower.records import update_of
 from hffm_flower.schedule import Schedule
+from strategies.rules import RULES
 from strategies.server_optimizers import OptimizerPolicy
 
 log = logging.getLogger(__name__)
@@ -46,17 +48,27 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A child's reply that can be used; its modules are merged already.
+    """A child's reply that can be used; its modules are taken already.
 
     Attributes:
         member: The child.
         message: The reply.
-        mass: Module -> mass that the child gave it [examples].
     """
 
     member: Member
     message: Message
-    mass: Mapping[ModuleKey, float]
+
+
+Behind = dict[ModuleKey, dict[int, float]]
+"""Module -> child -> its mass in the module's new mean [examples]."""
+
+
+def count(behind: Behind, parcel: Parcel) -> None:
+    """Enter the children that ``parcel`` brings, those with mass."""
+    for key, who in parcel.behind.items():
+        live = {index: mass for index, mass in who.items() if mass > 0}
+        if live:
+            behind.setdefault(key, {}).update(live)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +79,13 @@ class Gathered:
         update: Mean of the usable replies' modules.
         answers: The usable replies, in order of the children's index.
         refused: Index of a child -> why its reply cannot be used.
+        behind: Children whose mass is in ``update``.
     """
 
     update: ModularUpdate
     answers: tuple[Answer, ...]
     refused: Mapping[int, str]
+    behind: Mapping[ModuleKey, Mapping[int, float]]
 
 
 class ModularStrategy(Strategy):
@@ -80,6 +94,7 @@ class ModularStrategy(Strategy):
     Args:
         members: Node id -> child, of every child that takes part in the run.
         schedule: Scope and period of every module.
+        rule: Name in `RULES`: how the children's updates become one.
         optimizer: Server optimisers' policy string (`server_optimizers`).
         quorum: Share of the asked children that must answer for a round to count.
         deadline_s: How long to wait for one round's answers [s].
@@ -90,10 +105,12 @@ class ModularStrategy(Strategy):
         members: Mapping[int, Member],
         schedule: Schedule,
         *,
+        rule: str,
         optimizer: str,
         quorum: float,
         deadline_s: float,
     ) -> None:
+        self.rule = RULES[rule]
         self.members = dict(sorted(members.items(), key=lambda item: item[1].index))
         self.schedule = schedule
         self.quorum = quorum
@@ -119,7 +136,27 @@ class ModularStrategy(Strategy):
             replies: One per asked child.
             allowed: Modules that children may send back; default: those they hold.
         """
-        merger = Merger()
+        rule = self.rule()
+        behind: Behind = {}
+
+        def take(member: Member, reply: Message) -> None:
+            update = update_of(reply.content)
+            self._check(update, member, member.keys if allowed is None else allowed)
+            self.inspect(reply)
+            rule.add(update)
+            count(behind, Parcel.of(update, member.index))
+
+        answers, refused = self.read(replies, take)
+        return Gathered(rule.result(), answers, refused, behind)
+
+    def read(
+        self, replies: Iterable[Message], take: Callable[[Member, Message], None]
+    ) -> tuple[tuple[Answer, ...], dict[int, str]]:
+        """Hand every child's reply to ``take``, in order of the children's index.
+
+        Returns:
+            The replies that could be used, and why the others could not, by child's index.
+        """
         answers: list[Answer] = []
         refused: dict[int, str] = {}
         for reply in sorted(replies, key=lambda r: self.members[r.metadata.src_node_id].index):
@@ -127,16 +164,13 @@ class ModularStrategy(Strategy):
             try:
                 if reply.has_error():
                     raise ModuleError(f"error {reply.error.code}: {reply.error.reason}")
-                update = update_of(reply.content)
-                self._check(update, member, member.keys if allowed is None else allowed)
-                self.inspect(reply)
-                merger.add(update)
+                take(member, reply)
             except HffmError as error:
                 refused[member.index] = " ".join(str(error).split())[:300]
                 log.warning("child %d dropped: %s", member.index, refused[member.index])
             else:
-                answers.append(Answer(member, reply, dict(update.mass)))
-        return Gathered(merger.result(), tuple(answers), refused)
+                answers.append(Answer(member, reply))
+        return tuple(answers), refused
 
     def inspect(self, reply: Message) -> None:
         """Refuse a reply for a reason of this tier, by raising an `HffmError`."""
@@ -168,21 +202,37 @@ class ModularStrategy(Strategy):
 
     def _check(self, update: ModularUpdate, member: Member, allowed: Collection[ModuleKey]) -> None:
         for key, state in update.state.items():
-            if key not in allowed or key not in self.modules:
+            if key not in allowed:
                 raise ModuleError(f"sent {key}, which it was not asked for")
-            mass = update.mass[key]
-            if mass and not _LEAST_MASS <= mass <= member.examples * (1 + _ROUNDING):
-                raise ModuleError(
-                    f"mass of {key} is {mass:g}, but it has {member.examples:g} examples"
-                )
-            own = self.modules[key]
-            if {n: a.shape for n, a in state.items()} != {n: a.shape for n, a in own.items()}:
-                raise ModuleError(f"tensors of {key} have other names or shapes")
-            for name, array in state.items():
-                if array.dtype != np.float32:
-                    raise ModuleError(f"{key}/{name} is {array.dtype}, not float32")
-                if not (np.abs(array) < _TOO_LARGE).all():
-                    raise ModuleError(f"{key}/{name} is not finite, or so large that sums are not")
+            self.check_mass(key, update.mass[key], member)
+            self.check_tensors(key, state)
+
+    def check_mass(self, key: ModuleKey, mass: float, member: Member) -> None:
+        """Refuse a mass that ``member`` cannot have behind a module.
+
+        Raises:
+            ModuleError: It cannot.
+        """
+        if mass and not _LEAST_MASS <= mass <= member.examples * (1 + _ROUNDING):
+            raise ModuleError(f"mass of {key} is {mass:g}, but it has {member.examples:g} examples")
+
+    def check_tensors(self, key: ModuleKey, state: ModuleState) -> None:
+        """Refuse tensors that do not fit the module as it is here.
+
+        Raises:
+            ModuleError: The module is unknown here, or names, shapes, dtypes or values do
+                not fit.
+        """
+        if key not in self.modules:
+            raise ModuleError(f"sent {key}, which it was not asked for")
+        own = self.modules[key]
+        if {n: a.shape for n, a in state.items()} != {n: a.shape for n, a in own.items()}:
+            raise ModuleError(f"tensors of {key} have other names or shapes")
+        for name, array in state.items():
+            if array.dtype != np.float32:
+                raise ModuleError(f"{key}/{name} is {array.dtype}, not float32")
+            if not (np.abs(array) < _TOO_LARGE).all():
+                raise ModuleError(f"{key}/{name} is not finite, or so large that sums are not")
 
     def summary(self) -> None:
         """Log what this strategy aggregates."""

@@ -28,8 +28,7 @@ def data_command(
     )
     with console.status("drawing the partition"):
         from hffm_flower.session.plots import check_picture, draw_data
-        from hffm_flower.session.preflight import check, edges_of
-        from hffm_flower.topology import clusters
+        from hffm_flower.session.preflight import check
 
         check_picture(plot)
         plan = check(chosen)
@@ -38,7 +37,7 @@ def data_command(
     for column in ("edge", "device", "modalities", *chosen.data.tasks, "modules"):
         justify: Literal["left", "right"] = "left" if column == "modalities" else "right"
         table.add_column(column, justify=justify, overflow="fold")
-    for edge, group in enumerate(clusters(chosen.tree.devices, edges_of(chosen))):
+    for edge, group in enumerate(plan.groups):
         for index in group:
             profile = plan.profiles[index]
             counts = [

@@ -33,6 +33,10 @@ Devices = Annotated[int | None, typer.Option(help="Devices in total.")]
 Edges = Annotated[int | None, typer.Option(help="Edge servers.")]
 Period = Annotated[int | None, typer.Option(help="Edge rounds per cloud round, E.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
+D2D = Annotated[
+    str | None,
+    typer.Option("--d2d", help="none, relay, gossip or cooperative.", show_default=False),
+]
 Encoders = Annotated[
     str | None, typer.Option(help="Frozen weights: pretrained or random.", show_default=False)
 ]
@@ -50,6 +54,7 @@ KEY_OF: Final[Mapping[str, str]] = {
     "period": "tree.period",
     "seed": "seed",
     "encoders": "model.weights",
+    "d2d": "d2d.plan",
     "actors": "simulation.actors",
     "gpus_per_actor": "simulation.gpus-per-actor",
 }

@@ -26,6 +26,7 @@ def run_command(
     edges: options.Edges = None,
     period: options.Period = None,
     seed: options.Seed = None,
+    d2d: options.D2D = None,
     encoders: options.Encoders = None,
     smoke: options.Smoke = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
@@ -37,16 +38,18 @@ def run_command(
     console = Console()
     chosen = options.configure(
         config, smoke=smoke, sets=sets, method=method, rounds=rounds, devices=devices,
-        edges=edges, period=period, seed=seed, encoders=encoders, actors=actors,
+        edges=edges, period=period, seed=seed, d2d=d2d, encoders=encoders, actors=actors,
         gpus_per_actor=gpus_per_actor,
     )  # fmt: skip
     with console.status("checking settings, assets and data"):
-        from hffm_flower.session.preflight import check, edges_of
+        from hffm_flower.session.preflight import check
         from hffm_flower.session.run import execute, take_folder
 
         plan = check(chosen)
         files = take_folder(chosen, out, origin="--out")
-    clusters = f" in {edges_of(chosen)} clusters" if edges_of(chosen) > 1 else ""
+    clusters = f" in {len(plan.groups)} clusters" if len(plan.groups) > 1 else ""
+    if chosen.d2d.plan != "none":
+        clusters += f", D2D {chosen.d2d.plan}"
     console.print(
         f"[bold]{chosen.method}[/], {chosen.tree.devices} devices{clusters}, "
         f"{len(chosen.data.tasks)} tasks, "

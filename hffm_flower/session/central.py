@@ -96,7 +96,10 @@ def train_pooled(
         raise
     finally:
         files.save_cloud(model.state())
-        idle = {"idle_devices": [d.profile.index for d in devices if d.profile.idle]}
+        idle = {
+            "idle_devices": [d.profile.index for d in devices if d.profile.idle],
+            "clusters": [list(range(len(devices)))],
+        }
         files.write_result(
             build(config, files.rounds(), tasks, cycle=1, status=status, reason=reason, notes=idle)
         )

@@ -21,8 +21,7 @@ from hffm_flower.errors import OutputError
 from hffm_flower.report import Score, accuracy
 from hffm_flower.result import means, task_facts
 from hffm_flower.runfiles import RunFiles
-from hffm_flower.session.preflight import Plan, check, edges_of
-from hffm_flower.topology import clusters
+from hffm_flower.session.preflight import Plan, check
 
 TIER_COLOURS: Mapping[str, str] = {"cloud": "#1f4e79", "edge": "#d1762b", "device": "#5b8c5a"}
 
@@ -31,7 +30,8 @@ def draw_curves(files: RunFiles, plan: Plan | None = None) -> Path:
     """Draw ``curves.png``: accuracy by tier, by task, and the training loss over edge rounds."""
     reports = files.rounds()
     config = RunConfig.from_flwr({**_flat(files), "paths.out": "", "paths.state": ""})
-    tasks = task_facts(config.data.tasks, (plan or check(config)).profiles)
+    plan = plan or check(config)
+    tasks = task_facts(config.data.tasks, plan.profiles)
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.9), layout="constrained")
     for tier, colour in TIER_COLOURS.items():
         points = [(r.t, means(r, tasks)[tier]) for r in reports if tier in means(r, tasks)]
@@ -62,7 +62,7 @@ def draw_curves(files: RunFiles, plan: Plan | None = None) -> Path:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, framealpha=0.85, edgecolor="none", loc="lower right")
     figure.suptitle(
-        f"{config.method}: {config.tree.devices} devices, {edges_of(config)} clusters, "
+        f"{config.method}: {config.tree.devices} devices, {len(plan.groups)} clusters, "
         f"{config.model.backbone}, seed {config.seed}", fontsize=10,
     )  # fmt: skip
     return _save(figure, files.root / "curves.png")
@@ -99,7 +99,7 @@ def draw_data(config: RunConfig, plan: Plan, path: Path) -> Path:
 
 
 def _draw_tree(axes: Any, config: RunConfig, plan: Plan) -> None:
-    groups = clusters(config.tree.devices, edges_of(config))
+    groups = plan.groups
     middle = (config.tree.devices - 1) / 2
     flat = len(groups) == 1
     for index, group in enumerate(groups):

@@ -11,7 +11,9 @@ from hffm_flower.errors import ConfigError, one_of
 from hffm_flower.models.encoders import ENCODERS
 from hffm_flower.modules import ModuleKey
 from hffm_flower.profile import NodeProfile
-from hffm_flower.schedule import METHODS, Schedule
+from hffm_flower.schedule import Schedule
+from hffm_flower.topology import Clusters
+from hffm_flower.tree import groups_of, plant
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +24,13 @@ class Plan:
         profiles: Every device, by index.
         keys: Modules of each device, by index.
         schedule: Scope and period of every module.
+        groups: Devices that average together.
     """
 
     profiles: tuple[NodeProfile, ...]
     keys: tuple[tuple[ModuleKey, ...], ...]
     schedule: Schedule
+    groups: Clusters
 
     @property
     def idle(self) -> tuple[int, ...]:
@@ -51,6 +55,7 @@ def _check(config: RunConfig) -> Plan:
     from clients.resident import all_profiles, model_spec
     from hffm_flower.accelerator import check_gpu_share, choose_device
     from hffm_flower.models.multimodal import module_keys
+    from strategies.peering import check_exchange
     from strategies.server_optimizers import OptimizerPolicy
 
     spec = model_spec(config)
@@ -69,6 +74,8 @@ def _check(config: RunConfig) -> Plan:
     choose_device(config.train.device)
     check_gpu_share(config.simulation.gpus_per_actor)
     OptimizerPolicy(config.server.optimizer)
+    check_exchange(config)
+    network = plant(config)
     for asset in sorted(assets_of(config)):
         asset_root(asset)
     profiles = all_profiles(config)
@@ -78,7 +85,7 @@ def _check(config: RunConfig) -> Plan:
         method=config.method, policy=config.server.modules,
         period=config.tree.period, rounds=config.rounds,
     )  # fmt: skip
-    return Plan(profiles, keys, schedule)
+    return Plan(profiles, keys, schedule, groups_of(config, network))
 
 
 def assets_of(config: RunConfig) -> set[str]:
@@ -88,8 +95,3 @@ def assets_of(config: RunConfig) -> set[str]:
     needed = {a for task in config.data.tasks for a in DATASETS[TASKS[task].dataset].assets}
     needed |= {a for name in config.encoder_names().values() for a in ENCODERS[name].assets}
     return needed | set(BACKBONES[config.model.backbone].assets)
-
-
-def edges_of(config: RunConfig) -> int:
-    """Number of clusters: a method without edges has one, the cloud's own."""
-    return 1 if METHODS[config.method].flat else config.tree.edges

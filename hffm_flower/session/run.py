@@ -123,7 +123,8 @@ def _salvage(config: RunConfig, plan: Plan, files: RunFiles, error: BaseExceptio
         result = build(
             config, files.rounds(), tasks,
             cycle=plan.schedule.cycle(), status="interrupted" if stopped else "failed",
-            reason=str(error) or "stopped on request", notes={"idle_devices": list(plan.idle)},
+            reason=str(error) or "stopped on request", 
+            notes={"idle_devices": list(plan.idle), "clusters": plan.groups},
         )  # fmt: skip
         files.write_result(result)
 

@@ -25,9 +25,8 @@ from hffm_flower.records import read_state
 from hffm_flower.result import summarise, task_facts
 from hffm_flower.runfiles import RunFiles
 from hffm_flower.schedule import METHODS
-from hffm_flower.session.preflight import check, edges_of
+from hffm_flower.session.preflight import check
 from hffm_flower.tasks import TASKS
-from hffm_flower.topology import clusters
 
 RawInput = str | NDArray[np.float32] | Image.Image
 
@@ -208,7 +207,8 @@ def native_streams(config: RunConfig) -> tuple[str, ...]:
 def _edge_state(files: RunFiles, config: RunConfig, device: Device) -> ModularState:
     if METHODS[config.method].pooled:
         return files.cloud()
-    groups = clusters(config.tree.devices, edges_of(config))
+    groups = files.result()["clusters"]
+    assert isinstance(groups, list)
     edge = next(e for e, group in enumerate(groups) if device.profile.index in group)
     path = files.edge(edge)
     return read_state(path) if path.exists() else {}

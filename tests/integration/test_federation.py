@@ -95,7 +95,7 @@ def test_every_method_runs_to_its_end(
         "h-fedfm": {t for t in range(1, 6) if t % period == 0 or t == 5},
     }[method]  # fmt: skip
     assert {r.t for r in run.rounds if "cloud" in r.scores} == due
-    assert {r.t for r in run.rounds if r.cloud_up_bytes > 1000} == due
+    assert {r.t for r in run.rounds if r.bytes_over("backhaul") > 1000} == due
     # Each IID test example is counted once per evaluation.
     for report in run.rounds:
         for splits in report.scores.values():
@@ -315,19 +315,6 @@ def test_what_the_devices_begin_a_round_with_is_what_the_round_before_left(
     last = {c.index: modules_of(c.question.content) for c in run.app.of("evaluate") if c.t == 4}
     cloud = run.files.cloud()
     assert all(bits({k: cloud[k]}) == bits({k: m[k]}) for m in last.values() for k in m)
-
-
-def test_bytes_are_those_that_travelled(tiny: RunConfig, tmp_path: Path) -> None:
-    run = play(tiny.with_values(rounds=1), tmp_path / "out")
-
-    def size(message: Message) -> int:
-        (array,) = message.content.array_records["modules"].values()
-        assert 0 < len(array.data) - len(to_bytes(modules_of(message.content))) <= 128  # header
-        return len(array.data)
-
-    assert run.rounds[0].up_bytes == sum(size(c.reply) for c in run.app.of("train"))
-    asked = [c for c in run.app.calls if c.kind in ("train", "evaluate")]
-    assert run.rounds[0].down_bytes == sum(size(c.question) for c in asked)
 
 
 def test_server_app_is_the_same_door(tiny: RunConfig, tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from hffm_flower.records import (
 from hffm_flower.report import RoundReport
 from hffm_flower.schedule import Schedule, Scope
 from strategies.cloud import CloudStrategy
-from strategies.edge import EVALUATE_CLUSTER, TRAIN_CLUSTER, EdgeStrategy
-from strategies.grids import ClusterGrid, NestedGrid
+from strategies.edge import EdgeStrategy
+from strategies.grids import EVALUATE_CLUSTER, TRAIN_CLUSTER, ClusterGrid, NestedGrid
 from strategies.modular import Member
 from tests.support.memory import (
     KEYS,
@@ -58,8 +58,8 @@ def edge_of(
     quorum: float = 0.5,
 ) -> EdgeStrategy:
     return EdgeStrategy(
-        index, members(holdings), schedule, seed=1, fraction=1.0, optimizer="*=mean",
-        quorum=quorum, deadline_s=5.0, report_every=1,
+        index, members(holdings), schedule, seed=1, fraction=1.0, rule="mean",
+        optimizer="*=mean",        quorum=quorum, deadline_s=5.0, report_every=1,
     )  # fmt: skip
 
 
@@ -219,7 +219,7 @@ class Tree:
             },
             self.schedule,
             START,
-            optimizer="*=mean", quorum=1.0, deadline_s=5.0, report_every=1,
+            rule="mean", optimizer="*=mean", quorum=1.0, deadline_s=5.0, report_every=1,
             on_round=self._row,
         )  # fmt: skip
         grid = MemoryGrid({NODE + k: self.plan for k in self.holdings})

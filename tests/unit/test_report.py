@@ -10,8 +10,8 @@ from hffm_flower.report import RoundReport, Score, TaskFacts, accuracy, mean_acc
 
 def report(device: int, *, t: int = 3) -> RoundReport:
     made = RoundReport(
-        t, loss_sum=float(device), trained=10 * device, devices=[device], down_bytes=1, up_bytes=2,
-        cloud_down_bytes=4, cloud_up_bytes=8, seconds=float(device), void=[device % 2],
+        t, loss_sum=float(device), trained=10 * device, devices=[device],
+        work={f"{device}": 1e9 * device}, seconds=float(device), void=[device % 2],
         dropped={f"{device + 100}": "late"},
     )  # fmt: skip
     made.add_score("edge", "iid", "watch7", Score(device, 10, float(device)))
@@ -35,8 +35,7 @@ def test_figures_add_up_over_any_tree() -> None:
     tree.add(left)
     assert tree == flat
     assert (flat.loss_sum, flat.trained, flat.devices) == (6.0, 60, [0, 1, 2, 3])
-    assert (flat.down_bytes, flat.up_bytes) == (4, 8)
-    assert (flat.cloud_down_bytes, flat.cloud_up_bytes) == (16, 32)
+    assert flat.work == {str(k): 1e9 * k for k in range(4)}
     assert flat.void == [0, 1]
     assert flat.seconds == 3.0
     assert flat.dropped == {str(100 + k): "late" for k in range(4)}

@@ -73,11 +73,13 @@ def test_boxes_have_their_mean_iou_and_personal_scores_their_split() -> None:
 def test_bytes_and_losses_add_up() -> None:
     rows = [row(1, edge=1), row(2, edge=1)]
     for report in rows:
-        report.down_bytes, report.up_bytes = 1, 2
-        report.cloud_down_bytes, report.cloud_up_bytes = 10, 20
+        report.traffic = {"uplink": [10, 1], "backhaul": [100 * report.t, 2]}
+        report.latency_s, report.energy_j = 2.0 * report.t, 5.0
         report.dropped, report.void = {"3": "late", "4": "late"}, [0]
     got = summary(rows)
-    assert (got["device_bytes"], got["cloud_bytes"]) == (6, 60)
+    assert got["bytes"] == {"uplink": 20, "downlink": 0, "d2d": 0, "backhaul": 300}
+    assert got["header_bytes"] == {"uplink": 2, "downlink": 0, "d2d": 0, "backhaul": 4}
+    assert (got["latency_s"], got["energy_j"]) == (3.0, 5.0), "means over the edge rounds"
     assert (got["dropped"], got["void"]) == (4, 2)
 
 

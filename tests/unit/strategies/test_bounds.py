@@ -19,8 +19,8 @@ def strategy(optimizer: str = "*=mean") -> EdgeStrategy:
     schedule = Schedule.of(KEYS, method="edge-only", policy="", period=1, rounds=9)
     member = Member(0, KEYS, examples=50.0, tests={"watch7": 10})
     made = EdgeStrategy(
-        0, {12: member}, schedule, seed=1, fraction=1.0, optimizer=optimizer, quorum=0.5,
-        deadline_s=1.0, report_every=1,
+        0, {12: member}, schedule, seed=1, fraction=1.0, rule="mean",
+        optimizer=optimizer, quorum=0.5, deadline_s=1.0, report_every=1,
     )  # fmt: skip
     made.adopt({A: module(1, 1)}, 0)
     return made

@@ -20,7 +20,7 @@ from hffm_flower.records import (
 from hffm_flower.report import RoundReport
 from hffm_flower.schedule import Schedule
 from strategies.cloud import CloudStrategy
-from strategies.edge import EVALUATE_CLUSTER, TRAIN_CLUSTER
+from strategies.grids import EVALUATE_CLUSTER, TRAIN_CLUSTER
 from strategies.modular import Member
 from tests.support.memory import (
     KEYS,
@@ -61,7 +61,8 @@ class Cloud:
             {1 + e: Member(e, keys) for e, keys in enumerate(holdings)},
             Schedule.of(KEYS, method=method, policy=policy, period=period, rounds=rounds),
             START,
-            optimizer=optimizer, quorum=quorum, deadline_s=3.0, report_every=report_every,
+            rule="mean", optimizer=optimizer, quorum=quorum, deadline_s=3.0,
+            report_every=report_every,
             on_round=self._row,
         )  # fmt: skip
 
@@ -145,20 +146,6 @@ def test_only_what_an_edge_lacks_is_sent_down() -> None:
     assert cloud.strategy.versions == {A: 2, H: 2, P: 0}
 
 
-def test_bytes_between_edges_and_cloud_are_counted_in_the_last_round_of_the_span() -> None:
-    cloud = Cloud()
-    asked = cloud.ask(1)
-    replies = [answer(m, {H: module(1)}) for m in asked]
-    size = lambda m: len(m.content.array_records[MODULES][MODULES].data)  # noqa: E731
-    cloud.exchange(1, *replies)
-    evaluate = cloud.ask_evaluate(1)
-    cloud.close(1, *map(answer, evaluate))
-    first, last = cloud.rows
-    assert (first.cloud_up_bytes, first.cloud_down_bytes) == (0, 0)
-    assert last.cloud_up_bytes == sum(map(size, replies))
-    assert last.cloud_down_bytes == sum(map(size, [*asked, *evaluate]))
-
-
 def test_every_edge_round_is_reported_once_in_order() -> None:
     cloud = Cloud(period=3, rounds=8)
     for i in (1, 2, 3):
@@ -181,7 +168,6 @@ def test_below_the_quorum_of_edges_the_modules_stay_and_nothing_is_evaluated() -
     assert cloud.ask_evaluate(1) == [], "edges would show their own modules as the cloud's"
     cloud.close(1)
     assert cloud.rows[-1].dropped == {"edge 1": "error 2: edge broke"}
-    assert cloud.rows[-1].cloud_up_bytes == 0
     assert carried(cloud.ask(2)) == [set(), set(KEYS)]
 
 

@@ -24,7 +24,8 @@ def strategy(*, quorum: float = 0.5, optimizer: str = "*=mean") -> EdgeStrategy:
     schedule = Schedule.of(KEYS, method="edge-only", policy="", period=1, rounds=9)
     made = EdgeStrategy(
         0, {12 - k: Member(k, (A, H) if k else (A, H, P)) for k in (2, 1, 0)}, schedule,
-        seed=1, fraction=1.0, optimizer=optimizer, quorum=quorum, deadline_s=1.0, report_every=1,
+        seed=1, fraction=1.0, rule="mean", optimizer=optimizer, quorum=quorum, deadline_s=1.0,
+        report_every=1,
     )  # fmt: skip
     made.adopt(START, 0)
     return made
@@ -92,8 +93,9 @@ def test_answers_are_in_the_order_of_the_children_however_they_come() -> None:
 def test_what_children_may_send_can_be_widened() -> None:
     made = strategy()
     reply = trained(question(11), {P: module(5)}, 1.0)
-    (answer,) = made.gather([reply], allowed=KEYS).answers
-    assert answer.mass == {P: 1.0}
+    got = made.gather([reply], allowed=KEYS)
+    assert len(got.answers) == 1
+    assert got.behind == {P: {1: 1.0}}
 
 
 def test_one_reply_is_unpacked_at_a_time() -> None:

@@ -1,0 +1,35 @@
+"""Device-to-device plans inside a cluster: made, played, and settled by the edge."""
+
+from hffm_flower.d2d.cluster import Cluster
+from hffm_flower.d2d.parcel import Parcel, join
+from hffm_flower.d2d.plan import EDGE, Delivery, PeerStep, Plan
+from hffm_flower.d2d.plans import PLANS, PlanOptions, check_summable, make_plan, relay_modules
+from hffm_flower.d2d.play import Fault, Played, Sent, incoming, outgoing, play, uploads_of
+from hffm_flower.d2d.settle import Settled, settle
+from hffm_flower.d2d.trees import HEADS, Candidate
+
+__all__ = [
+    "EDGE",
+    "HEADS",
+    "PLANS",
+    "Candidate",
+    "Cluster",
+    "Delivery",
+    "Fault",
+    "Parcel",
+    "PeerStep",
+    "Plan",
+    "PlanOptions",
+    "Played",
+    "Sent",
+    "Settled",
+    "check_summable",
+    "incoming",
+    "join",
+    "make_plan",
+    "outgoing",
+    "play",
+    "relay_modules",
+    "settle",
+    "uploads_of",
+]

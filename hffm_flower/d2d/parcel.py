@@ -1,0 +1,78 @@
+"""What travels between peers: a merge, and whose training is in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from hffm_flower.modules import ModularUpdate, ModuleKey, merge
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A modular update together with the devices behind it.
+
+    Attributes:
+        update: Means and masses; modules of mass 0 are not in it.
+        behind: Module -> device -> its mass in that mean [examples]; sums to ``update.mass``.
+        intact: Nothing that the plan expected was missing on the way here.
+    """
+
+    update: ModularUpdate
+    behind: Mapping[ModuleKey, Mapping[int, float]]
+    intact: bool = True
+
+    @classmethod
+    def of(cls, update: ModularUpdate, device: int) -> Self:
+        """One device's own update; a module of mass 0 counts as not trained and is left out."""
+        trained = update.only(k for k, mass in update.mass.items() if mass > 0.0)
+        return cls(trained, {k: {device: mass} for k, mass in trained.mass.items()})
+
+    def scaled(self, shares: Mapping[ModuleKey, float]) -> Parcel:
+        """Keep the modules in ``shares``, with that share of their mass; means stay."""
+        kept = [k for k in sorted(self.update.state) if k in shares]
+        state = {k: self.update.state[k] for k in kept}
+        mass = {k: self.update.mass[k] * shares[k] for k in kept}
+        behind = {k: {i: n * shares[k] for i, n in self.behind[k].items()} for k in kept}
+        return Parcel(ModularUpdate(state, mass), behind, self.intact)
+
+    def matters(self) -> bool:
+        """It holds a module, or it tells that something is missing."""
+        return bool(self.update.state) or not self.intact
+
+
+def join(parcels: Sequence[Parcel]) -> Parcel:
+    """Merge parcels in the order given; who is behind them is added up.
+
+    A single parcel is returned as it is. Masses are taken in powers of two of the module's
+    largest one: this changes no bit of a mean, and masses spread thin by many rounds of
+    gossip do not vanish in float32.
+
+    Raises:
+        ModuleError: They disagree on a module's tensors.
+    """
+    if len(parcels) == 1:
+        return parcels[0]
+    largest: dict[ModuleKey, float] = {}
+    behind: dict[ModuleKey, dict[int, float]] = {}
+    for parcel in parcels:
+        for key, devices in parcel.behind.items():
+            largest[key] = max(largest.get(key, 0.0), parcel.update.mass[key])
+            into = behind.setdefault(key, {})
+            for device, part in devices.items():
+                into[device] = into.get(device, 0.0) + part
+    power = {k: math.frexp(most)[1] for k, most in largest.items()}
+    near_one = merge(
+        ModularUpdate(
+            p.update.state, {k: math.ldexp(n, -power[k]) for k, n in p.update.mass.items()}
+        )
+        for p in parcels
+    )
+    mass = {k: math.ldexp(n, power[k]) for k, n in near_one.mass.items()}
+    return Parcel(
+        ModularUpdate(near_one.state, mass),
+        {k: dict(sorted(behind[k].items())) for k in mass},
+        all(p.intact for p in parcels),
+    )

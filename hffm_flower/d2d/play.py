@@ -1,0 +1,184 @@
+"""Playing a plan: the step that a peer takes, and all peers in one process."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+from hffm_flower.d2d.parcel import Parcel, join
+from hffm_flower.d2d.plan import PeerStep, Plan
+from hffm_flower.errors import ConfigError
+from hffm_flower.modules import ModularUpdate, ModuleKey
+
+Parcels = tuple[Parcel, ...]
+NOTHING: Final = 1e-12
+"""A share up to this is not kept."""
+
+
+class Fault(StrEnum):
+    """What may go wrong with one device."""
+
+    DEAD_BEFORE = "dead-before"
+    """Trained, then gone before it sent anything."""
+    DEAD_DURING = "dead-during"
+    """Gone in its first sending step: its first receiver by index gets the message, the others
+    do not; of a single receiver's message, part is sent and it is discarded."""
+    DEAD_AFTER = "dead-after"
+    """Gone right after its first sending step."""
+    SLOW = "slow"
+    """What it sends to peers comes too late; it stays live."""
+    DUPLICATE = "duplicate"
+    """What it sends to peers is sent and arrives twice."""
+    HEAD_DEAD = "head-dead"
+    """Gone after the last step, before uploading."""
+
+
+def outgoing(
+    held: Parcels, step: PeerStep, me: int, *, summing: bool
+) -> tuple[Parcels, dict[int, Parcels]]:
+    """What ``me`` keeps in ``step``, and what it sends to each receiver.
+
+    Every receiver that the step names gets a message, if only an empty one.
+    """
+    out = step.sends.get(me, {})
+    if not out:
+        return held, {}
+    if summing and held:
+        held = (join(held),)
+    rest = {key: 1.0 for parcel in held for key in parcel.update.state}
+    messages = {}
+    for receiver in sorted(out):
+        shares = out[receiver]
+        messages[receiver] = _worth(tuple(p.scaled(shares) for p in held))
+        for key in rest.keys() & shares.keys():
+            rest[key] -= shares[key]
+    keeps = {key: share for key, share in rest.items() if share > NOTHING}
+    return _worth(tuple(p.scaled(keeps) for p in held)), messages
+
+
+def incoming(
+    kept: Parcels, received: Mapping[int, Parcels], step: PeerStep, me: int, *, summing: bool
+) -> Parcels:
+    """What ``me`` holds after ``step``: what it kept, then its senders' parcels by index.
+
+    Where a sender hands on all it has (relay), a parcel that names a device already held for
+    the same module is dropped: nothing is counted twice. A message that is missing or dropped
+    leaves the result not intact. Messages of devices that the step does not name are ignored.
+    """
+    sources = step.sources(me)
+    if not sources:
+        return kept
+    held = list(kept)
+    intact = all(src in received for src in sources)
+    for src in sources:
+        whole = all(share == 1.0 for share in step.sends[src][me].values())
+        for parcel in received.get(src, ()):
+            if whole and any(_overlap(parcel, other) for other in held):
+                intact = False
+            else:
+                held.append(parcel)
+    if summing:
+        held = [join(held)]
+    if not intact:
+        held = [dataclasses.replace(p, intact=False) for p in held or [join(())]]
+    return _worth(tuple(held))
+
+
+def _worth(parcels: Parcels) -> Parcels:
+    return tuple(p for p in parcels if p.matters())
+
+
+def _overlap(a: Parcel, b: Parcel) -> bool:
+    return any(a.behind[key].keys() & b.behind[key].keys() for key in a.behind.keys() & b.behind)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One message that was put on the air, also if it did not arrive."""
+
+    step: int
+    src: int
+    dst: int
+    parcels: Parcels
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What a plan led to.
+
+    Attributes:
+        held: Live device -> what it holds in the end; may be nothing.
+        sent: In order of step, sender and receiver.
+        dead: Devices that are gone.
+    """
+
+    held: Mapping[int, Parcels]
+    sent: tuple[Sent, ...]
+    dead: frozenset[int]
+
+
+def play(
+    updates: Mapping[int, ModularUpdate],
+    plan: Plan,
+    *,
+    faults: Mapping[int, Fault] = MappingProxyType({}),
+) -> Played:
+    """Play the steps of ``plan`` once, in one process.
+
+    Devices of the plan without an update count as dead before. A device that never sends to a
+    peer has no sending step in which to die, during or after.
+
+    Raises:
+        ConfigError: A fault of a device that is neither in the plan nor has an update.
+        ModuleError: Updates disagree on a module's tensors.
+    """
+    everyone = plan.members() | updates.keys()
+    if unknown := sorted(faults.keys() - everyone):
+        raise ConfigError(f"faults of unknown devices {unknown}; known: {sorted(everyone)}")
+    early = {i for i in everyone if i not in updates or faults.get(i) == Fault.DEAD_BEFORE}
+    held: dict[int, Parcels] = {
+        i: _worth((Parcel.of(updates[i], i),)) for i in sorted(everyone - early)
+    }
+    sent: list[Sent] = []
+    for number, step in enumerate(plan.steps):
+        inbox: dict[int, dict[int, Parcels]] = {i: {} for i in held}
+        kept: dict[int, Parcels] = {}
+        for i in sorted(held):
+            kept[i], messages = outgoing(held[i], step, i, summing=plan.summing)
+            fault = faults.get(i) if messages else None
+            for receiver, parcels in _on_air(messages, fault):
+                sent.append(Sent(number, i, receiver, parcels))
+                if receiver in inbox and _arrives(messages, fault):
+                    inbox[receiver].setdefault(i, parcels)
+            if fault in (Fault.DEAD_DURING, Fault.DEAD_AFTER):
+                del kept[i]
+        held = {i: incoming(kept[i], inbox[i], step, i, summing=plan.summing) for i in kept}
+    live = {i: parcels for i, parcels in held.items() if faults.get(i) != Fault.HEAD_DEAD}
+    return Played(live, tuple(sent), frozenset(everyone - live.keys()))
+
+
+def _on_air(messages: Mapping[int, Parcels], fault: Fault | None) -> list[tuple[int, Parcels]]:
+    if fault == Fault.DEAD_DURING:
+        return list(messages.items())[:1]
+    return [m for m in messages.items() for _ in range(2 if fault == Fault.DUPLICATE else 1)]
+
+
+def _arrives(messages: Mapping[int, Parcels], fault: Fault | None) -> bool:
+    return fault != Fault.SLOW and not (fault == Fault.DEAD_DURING and len(messages) == 1)
+
+
+def uploads_of(played: Played, plan: Plan) -> dict[int, Parcels]:
+    """What each live uploader sends to the edge: its parcels, of the modules it is to upload.
+
+    A live device that could not hand on its mass does not upload by itself: the edge asks it.
+    """
+    uploads = {}
+    for device in sorted(plan.uploads.keys() & played.held.keys()):
+        shares: dict[ModuleKey, float] = dict.fromkeys(plan.uploads[device], 1.0)
+        parcels = (p.scaled(shares) for p in played.held[device])
+        uploads[device] = tuple(p for p in parcels if p.update.state)
+    return uploads

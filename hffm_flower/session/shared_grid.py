@@ -1,0 +1,139 @@
+"""One session of actors for several runs, and no work done twice.
+
+`SessionGrid` stands where the network stands: it marks every message with the run it
+belongs to, so that the actors answer for the right one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Collection, Iterable
+from typing import Any, Final
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.serde import recorddict_to_proto
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from hffm_flower.schedule import METHODS
+
+SESSION: Final = "session"
+"""Config record that says which run of the session a message belongs to."""
+KEPT_BYTES: Final = 2**30
+"""Replies are kept up to this size in all."""
+
+
+class Answers:
+    """Replies of devices, by what they were asked.
+
+    A device's answer follows from its settings, its data and the message alone. Where two
+    runs ask the same device the same thing, bit by bit, the second takes the first's answer:
+    that is so in the identical first rounds of two methods, and nowhere else.
+    """
+
+    def __init__(self) -> None:
+        self._replies: dict[str, RecordDict] = {}
+        self._bytes = 0
+
+    def get(self, question: str) -> RecordDict | None:
+        """The answer, if it was given before."""
+        return self._replies.get(question)
+
+    def put(self, question: str, reply: RecordDict) -> None:
+        """Keep an answer, as long as there is room."""
+        size = recorddict_to_proto(reply).ByteSize()
+        if question not in self._replies and self._bytes + size <= KEPT_BYTES:
+            self._replies[question] = reply
+            self._bytes += size
+
+
+class SessionGrid(Grid):
+    """One run's view of a session.
+
+    Args:
+        grid: Grid of the session.
+        run: Place of the run in the session.
+        twin: What runs have in common that give the same answers, e.g. the seed; empty: this
+            run shares nothing.
+        answers: Shared by the runs of a session.
+    """
+
+    def __init__(self, grid: Grid, run: int, *, twin: str = "", answers: Answers) -> None:
+        self._grid, self._run, self._twin = grid, run, twin
+        self._answers = answers
+        self._asked: dict[str, str] = {}
+        self._ready: dict[str, Message] = {}
+        self._lock = threading.Lock()
+
+    def set_run(self, run: Run) -> None:
+        """Pass on to the grid underneath."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """Run of the grid underneath."""
+        return self._grid.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Pass on to the grid underneath."""
+        return self._grid.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All nodes of the session."""
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send what was not answered before."""
+        return [self._push(message) for message in messages]
+
+    def _push(self, message: Message) -> str:
+        question = self._question(message)
+        known = self._answers.get(question) if question else None
+        if known is not None:
+            name = f"known-{len(self._asked)}-{question}"
+            self._asked[name] = ""
+            reply = Message(known, reply_to=message)
+            reply.metadata.__dict__["_reply_to_message_id"] = name
+            self._ready[name] = reply
+            return name
+        message.content[SESSION] = ConfigRecord({"run": self._run})
+        (name,) = self._grid.push_messages([message])
+        self._asked[name] = question
+        return name
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies that have come, and those that were known."""
+        asked: Collection[str] = list(message_ids)
+        found = [self._ready.pop(name) for name in asked if name in self._ready]
+        open_ = [name for name in asked if not name.startswith("known-")]
+        for reply in self._grid.pull_messages(open_) if open_ else []:
+            question = self._asked.pop(reply.metadata.reply_to_message_id, "")
+            if question and reply.has_content():
+                self._answers.put(question, reply.content)
+            found.append(reply)
+        return found
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Not used: whoever stands above polls."""
+        raise NotImplementedError
+
+    def _question(self, message: Message) -> str:
+        """Digest of device and question; empty if its answer is not to be shared."""
+        kind = message.metadata.message_type
+        if not self._twin or kind not in ("train", "evaluate"):
+            return ""
+        sha = hashlib.sha256(f"{self._twin} {message.metadata.dst_node_id} {kind}".encode())
+        sha.update(recorddict_to_proto(message.content).SerializeToString(deterministic=True))
+        return sha.hexdigest()
+
+
+def twin_of(method: str, policy: str, seed: int) -> str:
+    """What a run's answers follow from beside the messages, within one comparison.
+
+    A run in which modules stay on their device shares nothing: its devices remember.
+    """
+    remembers = METHODS[method].policy == "*=device" or "=device" in policy
+    return "" if remembers else f"seed {seed}"

@@ -1,0 +1,245 @@
+"""An edge whose devices exchange updates among themselves before they answer.
+
+The edge plans the exchange of a round and hands the plan to its devices; a neighbour's
+parcel may bring many devices' updates. What the parcels do not bring is asked for directly,
+so that the update of every live device counts exactly once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Generator, Iterable, Mapping
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from hffm_flower.config import RunConfig
+from hffm_flower.d2d import (
+    EDGE,
+    HEADS,
+    PLANS,
+    Cluster,
+    Parcel,
+    Plan,
+    PlanOptions,
+    check_summable,
+    settle,
+)
+from hffm_flower.errors import ConfigError, ModuleError, one_of
+from hffm_flower.modules import ModularUpdate, ModuleKey
+from hffm_flower.payload import PLAN, TRAINED, parcels_of, plan_record
+from hffm_flower.records import CONFIG, MODULES, modules_record, update_of
+from hffm_flower.records import masses as masses_of
+from hffm_flower.report import RoundReport
+from hffm_flower.wireless.network import Network
+from strategies.edge import EdgeStrategy
+from strategies.grids import TRAIN, UPLOAD, instruction
+from strategies.modular import Behind, Gathered, Member, count
+from strategies.rules import RULES
+
+log = logging.getLogger(__name__)
+
+NO_PLAN = "none"
+
+
+def check_exchange(config: RunConfig) -> None:
+    """Refuse settings of ``[d2d]`` and ``server.rule`` that cannot work.
+
+    Raises:
+        ConfigError: An unknown name, or a plan that sums what the rule does not let it.
+    """
+    rule = RULES[one_of("rule", config.server.rule, RULES, key="server.rule")]
+    if config.d2d.plan == NO_PLAN:
+        return
+    one_of("plan", config.d2d.plan, [NO_PLAN, *PLANS], key="d2d.plan")
+    one_of("head", config.d2d.head, HEADS, key="d2d.head")
+    try:
+        check_summable(config.server.rule, rule.summable, config.d2d.plan, config.d2d.summing)
+    except ConfigError as error:
+        raise ConfigError(str(error), key="server.rule") from error
+
+
+class PeerPlanner:
+    """Plans a cluster's exchanges, round by round, from what the radio is in that round.
+
+    Args:
+        kind: Name in `PLANS`.
+        options: Settings of the plans.
+        network: Where the devices stand, and the radio between them.
+        seed: The run's seed.
+    """
+
+    def __init__(self, kind: str, options: PlanOptions, network: Network, seed: int) -> None:
+        self.kind, self.options, self.network, self.seed = kind, options, network, seed
+        self.battery_j: dict[int, float] = {}
+
+    def plan(
+        self,
+        t: int,
+        holds: Mapping[int, tuple[ModuleKey, ...]],
+        sizes: Mapping[ModuleKey, int],
+    ) -> Plan:
+        """The exchange of edge round ``t``.
+
+        Args:
+            t: Edge round, from 1.
+            holds: Device that takes part -> shared modules that it trains.
+            sizes: Module -> size [byte].
+        """
+        costs = self.network.block(t).costs(sorted(holds))
+        for device in holds:
+            self.battery_j.setdefault(device, self.network.radio.battery_j)
+        cluster = Cluster(
+            holds=holds, sizes=sizes,
+            link_s=costs.link_s, link_j=costs.link_j,
+            uplink_s=costs.uplink_s, uplink_j=costs.uplink_j,
+            downlink_s=costs.downlink_s, downlink_j=costs.downlink_j,
+            battery_j={k: self.battery_j[k] for k in holds}, t=t, seed=self.seed,
+        )  # fmt: skip
+        plan = PLANS[self.kind](cluster, self.options)
+        plan.check(cluster)
+        self._spend(plan, cluster)
+        return plan
+
+    def _spend(self, plan: Plan, cluster: Cluster) -> None:
+        """Take what the plan costs each sender from its battery; receivers' share included."""
+
+        def charge(device: int, joule_per_bit: float, keys: Iterable[ModuleKey]) -> None:
+            bits = 8 * sum(cluster.sizes[k] for k in keys)
+            self.battery_j[device] = max(0.0, self.battery_j[device] - bits * joule_per_bit)
+
+        for hop in plan.down:
+            if hop.src != EDGE:
+                charge(hop.src, cluster.link_j[hop.src, hop.dst], hop.keys)
+        for step in plan.steps * plan.segments:
+            for src, receivers in step.sends.items():
+                for dst, shares in receivers.items():
+                    charge(src, cluster.link_j[src, dst], shares)
+        for device, keys in plan.uploads.items():
+            charge(device, cluster.uplink_j[device], keys)
+
+
+class PeerEdgeStrategy(EdgeStrategy):
+    """An `EdgeStrategy` whose devices exchange updates by a plan.
+
+    Args:
+        args: As in `EdgeStrategy`.
+        planner: Plans the exchanges.
+        kwargs: As in `EdgeStrategy`.
+    """
+
+    def __init__(self, *args: Any, planner: PeerPlanner, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.planner = planner
+
+    def collect(self, report: RoundReport) -> Generator[list[Message], Iterable[Message], Gathered]:
+        """Have the devices train and exchange; ask those directly whom no parcel brought."""
+        nodes = self.drawn(report.t)
+        if not nodes:
+            return self.gather((yield []))
+        holds = {self.members[n].index: self._shared(self.members[n]) for n in nodes}
+        sizes = {
+            k: sum(a.nbytes for a in self.modules[k].values())
+            for k in {k for keys in holds.values() for k in keys}
+        }
+        plan = self.planner.plan(report.t, holds, sizes)
+        uploads: dict[int, tuple[Parcel, ...]] = {}
+        own: dict[int, Mapping[ModuleKey, float]] = {}
+
+        def take(member: Member, reply: Message) -> None:
+            trained = self._trained_of(reply, member)
+            parcels = parcels_of(reply.content)
+            for parcel in parcels:
+                self._check_parcel(parcel, holds)
+            if parcels:
+                uploads[member.index] = parcels
+            own[member.index] = trained
+
+        replies = yield self._instructions(nodes, plan, holds, report.t)
+        answers, refused = self.read(replies, take)
+        settled = settle(plan, uploads, own)
+        rule, behind = self.rule(), Behind()
+        for parcel in settled.accepted:
+            rule.add(parcel.update)
+            count(behind, parcel)
+        if settled.missing:
+            log.info(
+                "edge %d round %d: no parcel brought devices %s; asking them",
+                self.index, report.t, sorted(settled.missing),
+            )  # fmt: skip
+
+            def take_direct(member: Member, reply: Message) -> None:
+                update = update_of(reply.content)
+                self._check(update, member, settled.missing[member.index])
+                rule.add(update)
+                count(behind, Parcel.of(update, member.index))
+
+            _, lost = self.read((yield self._asks(settled.missing, report.t)), take_direct)
+            refused |= lost
+            answers = tuple(a for a in answers if a.member.index not in lost)
+        return Gathered(rule.result(), answers, refused, behind)
+
+    def _shared(self, member: Member) -> tuple[ModuleKey, ...]:
+        return tuple(k for k in member.keys if k in self.modules and k not in self.personal)
+
+    def _trained_of(self, reply: Message, member: Member) -> dict[ModuleKey, float]:
+        trained = masses_of(reply.content, TRAINED)
+        for key, mass in trained.items():
+            if key not in self._shared(member):
+                raise ModuleError(f"says it trained {key}, which it does not hold")
+            self.check_mass(key, mass, member)
+        return trained
+
+    def _check_parcel(self, parcel: Parcel, holds: Mapping[int, Collection[ModuleKey]]) -> None:
+        members = {m.index: m for m in self.members.values()}
+        for key, who in parcel.behind.items():
+            self.check_tensors(key, parcel.update.state[key])
+            for device, mass in who.items():
+                if key not in holds.get(device, ()):
+                    raise ModuleError(f"a parcel counts device {device} for {key} by mistake")
+                self.check_mass(key, mass, members[device])
+
+    def _instructions(
+        self, nodes: Iterable[int], plan: Plan, holds: Mapping[int, tuple[ModuleKey, ...]], t: int
+    ) -> list[Message]:
+        """Each device's part: the modules that it gets from the edge itself, and the plan."""
+        text = plan.to_json()
+        direct: dict[int, set[ModuleKey]] = {}
+        for hop in plan.down:
+            if hop.src == EDGE:
+                direct.setdefault(hop.dst, set()).update(hop.keys)
+        messages = []
+        for node in nodes:
+            index = self.members[node].index
+            content = RecordDict(
+                {
+                    MODULES: modules_record(
+                        {k: self.modules[k] for k in sorted(direct.get(index, ()))}
+                    ),
+                    CONFIG: ConfigRecord({"t": t, "edge": self.index}),
+                    PLAN: plan_record(text, holds[index]),
+                }
+            )
+            messages.append(
+                instruction(content, node_id=node, kind=TRAIN, t=t, ttl_s=self.deadline_s)
+            )
+        return messages
+
+    def _asks(self, missing: Mapping[int, tuple[ModuleKey, ...]], t: int) -> list[Message]:
+        """Ask devices for their own updates."""
+        messages = []
+        for node, member in self.members.items():
+            if member.index in missing:
+                keys = json.dumps([str(k) for k in missing[member.index]])
+                content = RecordDict({CONFIG: ConfigRecord({"t": t, "keys": keys})})
+                messages.append(
+                    instruction(content, node_id=node, kind=UPLOAD, t=t, ttl_s=self.deadline_s)
+                )
+        return messages
+
+
+def own_upload(update: ModularUpdate, keys: Iterable[ModuleKey]) -> ModularUpdate:
+    """What a device answers to ``query.upload``: those modules of its own update with mass."""
+    kept = update.only(keys)
+    return kept.only(k for k, mass in kept.mass.items() if mass > 0)
