@@ -138,7 +138,8 @@ class Federation:
             },
             schedule, initial,
             rule=server.rule, optimizer=server.optimizer, quorum=server.quorum,
-            deadline_s=server.deadline_s, report_every=server.evaluate_every, on_round=self._on_round,
+            deadline_s=server.deadline_s, report_every=server.evaluate_every,
+            on_round=self._on_round,
         )  # fmt: skip
         self.exchanges = frozenset(cloud.exchanges)
         with _quiet_flower():

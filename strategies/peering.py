@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Collection, Generator, Iterable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from hffm_flower.config import RunConfig
 from hffm_flower.d2d import (
     EDGE,
+    FORWARDING,
     HEADS,
     PLANS,
     Cluster,
@@ -27,6 +29,7 @@ from hffm_flower.d2d import (
     settle,
 )
 from hffm_flower.errors import ConfigError, ModuleError, one_of
+from hffm_flower.ledger import LinkClass
 from hffm_flower.modules import ModularUpdate, ModuleKey
 from hffm_flower.payload import PLAN, TRAINED, parcels_of, plan_record
 from hffm_flower.records import CONFIG, MODULES, modules_record, update_of
@@ -41,6 +44,7 @@ from strategies.rules import RULES
 log = logging.getLogger(__name__)
 
 NO_PLAN = "none"
+Masses = Mapping[ModuleKey, float]
 
 
 def check_exchange(config: RunConfig) -> None:
@@ -54,6 +58,11 @@ def check_exchange(config: RunConfig) -> None:
         return
     one_of("plan", config.d2d.plan, [NO_PLAN, *PLANS], key="d2d.plan")
     one_of("head", config.d2d.head, HEADS, key="d2d.head")
+    if not config.d2d.summing and config.d2d.plan not in FORWARDING:
+        raise ConfigError(
+            f"plan {config.d2d.plan!r} always sums; false is for {', '.join(FORWARDING)}",
+            key="d2d.summing",
+        )
     try:
         check_summable(config.server.rule, rule.summable, config.d2d.plan, config.d2d.summing)
     except ConfigError as error:
@@ -88,11 +97,14 @@ class PeerPlanner:
             sizes: Module -> size [byte].
         """
         costs = self.network.block(t).costs(sorted(holds))
+        silent = {(a, b) for a, b in costs.link_s if math.isinf(costs.link_s[a, b])}
+        usable = costs.link_s.keys() - silent - {(b, a) for a, b in silent}
         for device in holds:
             self.battery_j.setdefault(device, self.network.radio.battery_j)
         cluster = Cluster(
             holds=holds, sizes=sizes,
-            link_s=costs.link_s, link_j=costs.link_j,
+            link_s={k: costs.link_s[k] for k in sorted(usable)},
+            link_j={k: costs.link_j[k] for k in sorted(usable)},
             uplink_s=costs.uplink_s, uplink_j=costs.uplink_j,
             downlink_s=costs.downlink_s, downlink_j=costs.downlink_j,
             battery_j={k: self.battery_j[k] for k in holds}, t=t, seed=self.seed,
@@ -103,21 +115,32 @@ class PeerPlanner:
         return plan
 
     def _spend(self, plan: Plan, cluster: Cluster) -> None:
-        """Take what the plan costs each sender from its battery; receivers' share included."""
+        """Take from the batteries what sending and receiving by the plan costs."""
+        radio = self.network.radio
 
-        def charge(device: int, joule_per_bit: float, keys: Iterable[ModuleKey]) -> None:
-            bits = 8 * sum(cluster.sizes[k] for k in keys)
-            self.battery_j[device] = max(0.0, self.battery_j[device] - bits * joule_per_bit)
+        def charge(device: int, power_w: float, second_per_bit: float, size: int) -> None:
+            spent_j = power_w * second_per_bit * 8 * size
+            self.battery_j[device] = max(0.0, self.battery_j[device] - spent_j)
+
+        def between(src: int, dst: int, keys: Iterable[ModuleKey]) -> None:
+            size, each_s = sum(cluster.sizes[k] for k in keys), cluster.link_s[src, dst]
+            charge(src, radio.sender_w(LinkClass.D2D), each_s, size)
+            charge(dst, radio.receiver_w(LinkClass.D2D), each_s, size)
 
         for hop in plan.down:
-            if hop.src != EDGE:
-                charge(hop.src, cluster.link_j[hop.src, hop.dst], hop.keys)
+            if hop.src == EDGE:
+                size = sum(cluster.sizes[k] for k in hop.keys)
+                down_w = radio.receiver_w(LinkClass.DOWNLINK)
+                charge(hop.dst, down_w, cluster.downlink_s[hop.dst], size)
+            else:
+                between(hop.src, hop.dst, hop.keys)
         for step in plan.steps * plan.segments:
             for src, receivers in step.sends.items():
                 for dst, shares in receivers.items():
-                    charge(src, cluster.link_j[src, dst], shares)
+                    between(src, dst, shares)
         for device, keys in plan.uploads.items():
-            charge(device, cluster.uplink_j[device], keys)
+            size = sum(cluster.sizes[k] for k in keys)
+            charge(device, radio.sender_w(LinkClass.UPLINK), cluster.uplink_s[device], size)
 
 
 class PeerEdgeStrategy(EdgeStrategy):
@@ -145,7 +168,7 @@ class PeerEdgeStrategy(EdgeStrategy):
         }
         plan = self.planner.plan(report.t, holds, sizes)
         uploads: dict[int, tuple[Parcel, ...]] = {}
-        own: dict[int, Mapping[ModuleKey, float]] = {}
+        own: dict[int, Masses] = {}
 
         def take(member: Member, reply: Message) -> None:
             trained = self._trained_of(reply, member)
@@ -158,6 +181,7 @@ class PeerEdgeStrategy(EdgeStrategy):
 
         replies = yield self._instructions(nodes, plan, holds, report.t)
         answers, refused = self.read(replies, take)
+        uploads = {k: p for k, p in uploads.items() if self._believed(plan, k, p, own)}
         settled = settle(plan, uploads, own)
         rule, behind = self.rule(), Behind()
         for parcel in settled.accepted:
@@ -199,6 +223,25 @@ class PeerEdgeStrategy(EdgeStrategy):
                 if key not in holds.get(device, ()):
                     raise ModuleError(f"a parcel counts device {device} for {key} by mistake")
                 self.check_mass(key, mass, members[device])
+
+    def _believed(
+        self, plan: Plan, uploader: int, parcels: Iterable[Parcel], own: Mapping[int, Masses]
+    ) -> bool:
+        """Whether relayed parcels count every device as it says that it is to be counted.
+
+        Gossiped ones hold shares of everybody's mass; their mass is not taken from them.
+        """
+        for parcel in parcels:
+            for key in parcel.behind.keys() - plan.groups.keys():
+                for device, mass in parcel.behind[key].items():
+                    said = own.get(device, {key: mass}).get(key, 0.0)
+                    if not math.isclose(said, mass, rel_tol=1e-6):
+                        log.warning(
+                            "edge %d: device %d counts %g of %s for device %d, which says %g",
+                            self.index, uploader, mass, key, device, said,
+                        )  # fmt: skip
+                        return False
+        return True
 
     def _instructions(
         self, nodes: Iterable[int], plan: Plan, holds: Mapping[int, tuple[ModuleKey, ...]], t: int

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from hffm_flower.cli import data, doctor, evaluate, network, run, topology
+from hffm_flower.cli import compare, data, doctor, evaluate, network, run, topology
 from hffm_flower.errors import AssetError, ConfigError, HffmError, Interrupted
 from hffm_flower.version import __version__
 
@@ -22,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run")(run.run_command)
+app.command("compare")(compare.compare_command)
 app.command("eval")(evaluate.eval_command)
 app.command("data")(data.data_command)
 app.command("topology")(topology.topology_command)

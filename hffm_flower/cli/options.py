@@ -61,9 +61,14 @@ KEY_OF: Final[Mapping[str, str]] = {
 
 
 def configure(
-    path: Path | None, *, smoke: bool = False, sets: list[str] | None = None, **options: object
+    path: Path | None,
+    *,
+    smoke: bool = False,
+    base: Mapping[str, object] | None = None,
+    sets: list[str] | None = None,
+    **options: object,
 ) -> RunConfig:
-    """Defaults, then the smoke preset, then the file, then options, then ``--set``.
+    """Defaults, then ``base`` or the smoke preset, then the file, then options, then ``--set``.
 
     Raises:
         ConfigError: A value or a key is not allowed; the message names its origin.
@@ -78,4 +83,4 @@ def configure(
         if not equals:
             raise typer.BadParameter(f"{item!r} is not of the form KEY=VALUE", param_hint="--set")
         given[key] = (f"--set {item}", value)
-    return RunConfig.load(path, given, base=SMOKE if smoke else None)
+    return RunConfig.load(path, given, base=SMOKE if smoke else base)

@@ -3,13 +3,21 @@
 from hffm_flower.d2d.cluster import Cluster
 from hffm_flower.d2d.parcel import Parcel, join
 from hffm_flower.d2d.plan import EDGE, Delivery, PeerStep, Plan
-from hffm_flower.d2d.plans import PLANS, PlanOptions, check_summable, make_plan, relay_modules
+from hffm_flower.d2d.plans import (
+    FORWARDING,
+    PLANS,
+    PlanOptions,
+    check_summable,
+    make_plan,
+    relay_modules,
+)
 from hffm_flower.d2d.play import Fault, Played, Sent, incoming, outgoing, play, uploads_of
 from hffm_flower.d2d.settle import Settled, settle
 from hffm_flower.d2d.trees import HEADS, Candidate
 
 __all__ = [
     "EDGE",
+    "FORWARDING",
     "HEADS",
     "PLANS",
     "Candidate",

@@ -1,6 +1,6 @@
-"""The process in which a run works: ``python -m hffm_flower.session.child SCRATCH``.
+"""The process in which runs work: ``python -m hffm_flower.session.child SCRATCH``.
 
-The first line of standard input is the config, as JSON. Events go to the file descriptor in
+The first line of standard input is a JSON list of configs. Events go to the file descriptor in
 ``HFFM_EVENTS`` as JSON lines. The parent holds standard input open: when it closes, for
 whatever reason, the run is asked to stop.
 """
@@ -43,18 +43,19 @@ def main(scratch: str) -> int:
                 stop.set()
 
     stop = threading.Event()
-    config = RunConfig.from_flwr(json.loads(sys.stdin.buffer.readline()))
+    configs = [RunConfig.from_flwr(c) for c in json.loads(sys.stdin.buffer.readline())]
     threading.Thread(target=_watch_parent, args=(stop,), daemon=True).start()
-    files = RunFiles(Path(config.paths.out))
     try:
-        if METHODS[config.method].pooled:
-            from hffm_flower.session.central import train_pooled
-
-            train_pooled(config, files, event=event, stop=stop)
-        else:
+        if federated := [c for c in configs if not METHODS[c.method].pooled]:
             from hffm_flower.session.flower_simulation import simulate
 
-            simulate(config, files, event=event, stop=stop, scratch=Path(scratch))
+            simulate(federated, event=event, stop=stop, scratch=Path(scratch))
+        for config in configs:
+            if METHODS[config.method].pooled:
+                from hffm_flower.session.central import train_pooled
+
+                event({"event": "run", "out": config.paths.out})
+                train_pooled(config, RunFiles(Path(config.paths.out)), event=event, stop=stop)
     except Interrupted as error:
         event({"event": "stopped", "reason": str(error)})
         return STOPPED

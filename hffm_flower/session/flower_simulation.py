@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -13,64 +14,91 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from hffm_flower.config import Flat, RunConfig
+from hffm_flower.errors import HffmError, Interrupted
+from hffm_flower.records import number
 from hffm_flower.runfiles import RunFiles
+from hffm_flower.session.shared_grid import SESSION, Answers, SessionGrid, twin_of
 from strategies.federation import Event, federate
+
+log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 512 * 2**20
 
 
 class ConfiguredClientApp(ClientApp):
-    """The project's ClientApp with this run's config, which `run_simulation` cannot pass.
+    """The project's ClientApp with its runs' configs, which `run_simulation` cannot pass.
 
     It is imported where it is called, so that only Ray actors load torch.
+
+    Args:
+        run_configs: Of the session's runs; a message says which it belongs to.
     """
 
-    def __init__(self, run_config: Flat) -> None:
+    def __init__(self, run_configs: Sequence[Flat]) -> None:
         super().__init__()
-        self._run_config = run_config
+        self._run_configs = tuple(run_configs)
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message."""
         from clients.client_app import app
 
+        run = number(message.content, SESSION, "run")
         known = Context(
             run_id=context.run_id,
             node_id=context.node_id,
             node_config=context.node_config,
             state=context.state,
-            run_config=dict(self._run_config),
+            run_config=dict(self._run_configs[run]),
         )
         return app(message, known)
 
 
 def simulate(
-    config: RunConfig, files: RunFiles, *, event: Event, stop: threading.Event, scratch: Path
+    runs: Sequence[RunConfig], *, event: Event, stop: threading.Event, scratch: Path
 ) -> None:
-    """Run a federation with every device in a Ray actor; returns when it has ended.
+    """Run federations one after the other, with every device in a Ray actor.
 
     Args:
-        config: The run's settings.
-        files: Folder to fill.
+        runs: Settings of each; all have as many devices. Each fills its ``paths.out``.
         event: Told of progress.
         stop: Set from outside to end the run.
         scratch: Folder for Ray's sockets and logs; a short path.
 
     Raises:
-        HffmError: What ended the run early.
+        HffmError: What ended a run early.
     """
-    server = ServerApp()
+    server, answers = ServerApp(), Answers()
+    first = runs[0]
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        federate(grid, config, files, event=event, stop=stop)
+        failed = []
+        for place, config in enumerate(runs):
+            event({"event": "run", "out": config.paths.out})
+            view = SessionGrid(
+                grid, place, answers=answers,
+                twin=twin_of(config.method, config.server.modules, config.seed)
+                if len(runs) > 1 else "",
+            )  # fmt: skip
+            try:
+                federate(view, config, RunFiles(Path(config.paths.out)), event=event, stop=stop)
+            except Interrupted:
+                raise
+            except HffmError as error:
+                if len(runs) == 1:
+                    raise
+                log.error("%s: %s", config.paths.out, error)
+                failed.append(f"{Path(config.paths.out).name}: {error}")
+        if failed:
+            raise HffmError("; ".join(failed))
 
     logging.getLogger("flwr").addFilter(_no_deprecation)
     os.environ["OMP_NUM_THREADS"] = "1"
-    actors = min(config.simulation.actors or os.cpu_count() or 1, config.tree.devices)
+    actors = min(first.simulation.actors or os.cpu_count() or 1, first.tree.devices)
     run_simulation(
         server_app=server,
-        client_app=ConfiguredClientApp(config.to_flwr()),
-        num_supernodes=config.tree.devices,
+        client_app=ConfiguredClientApp([c.to_flwr() for c in runs]),
+        num_supernodes=first.tree.devices,
         backend_config={
             "init_args": {
                 "address": "local",
@@ -83,7 +111,7 @@ def simulate(
             },
             "client_resources": {
                 "num_cpus": 1,
-                "num_gpus": config.simulation.gpus_per_actor,
+                "num_gpus": first.simulation.gpus_per_actor,
                 "max_restarts": -1,  # a killed actor costs its message, not the run
             },
         },

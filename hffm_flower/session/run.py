@@ -20,6 +20,9 @@ from hffm_flower.session.plots import draw_curves
 from hffm_flower.session.preflight import Plan, check
 from hffm_flower.session.worker import Show, work
 
+STATE = ".state"
+"""Working state of a run, in its folder until it ends."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
@@ -97,22 +100,36 @@ def execute(config: RunConfig, plan: Plan, files: RunFiles, show: Show) -> RunRe
     Raises:
         HffmError: The run ended early; its folder holds what was finished, and says why.
     """
-    root = files.root.resolve()
-    config = config.with_values(
-        paths__state=str(root / ".state"),
+    config = settled(config, files)
+    try:
+        work([config], files.root, show)
+    except (HffmError, KeyboardInterrupt) as error:
+        finish(config, plan, files, error)
+        raise
+    finish(config, plan, files)
+    return RunResult(files.root, files.result(), tuple(files.rounds()))
+
+
+def settled(config: RunConfig, files: RunFiles) -> RunConfig:
+    """The settings with which a run works in ``files``: all paths absolute."""
+    root, coordinates = files.root.resolve(), config.radio.coordinates
+    return config.with_values(
+        paths__state=str(root / STATE),
         paths__out=str(root),
         paths__cache=str(config.cache_dir().resolve()),
+        radio__coordinates=str(Path(coordinates).expanduser().resolve()) if coordinates else "",
     )
-    try:
-        work(config, files, show)
-    except (HffmError, KeyboardInterrupt) as error:
+
+
+def finish(
+    config: RunConfig, plan: Plan, files: RunFiles, error: BaseException | None = None
+) -> None:
+    """Complete the folder of a run that has ended, by ``error`` if there is one."""
+    if error is not None:
         _salvage(config, plan, files, error)
-        raise
-    finally:
-        _export_devices(config, plan, files, root / ".state")
-        if files.rounds():
-            draw_curves(files, plan)
-    return RunResult(files.root, files.result(), tuple(files.rounds()))
+    _export_devices(config, plan, files, files.root / STATE)
+    if files.rounds():
+        draw_curves(files, plan)
 
 
 def _salvage(config: RunConfig, plan: Plan, files: RunFiles, error: BaseException) -> None:

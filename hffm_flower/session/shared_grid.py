@@ -7,7 +7,7 @@ belongs to, so that the actors answer for the right one.
 from __future__ import annotations
 
 import hashlib
-import threading
+import itertools
 from collections.abc import Collection, Iterable
 from typing import Any, Final
 
@@ -64,7 +64,7 @@ class SessionGrid(Grid):
         self._answers = answers
         self._asked: dict[str, str] = {}
         self._ready: dict[str, Message] = {}
-        self._lock = threading.Lock()
+        self._count = itertools.count()
 
     def set_run(self, run: Run) -> None:
         """Pass on to the grid underneath."""
@@ -91,11 +91,9 @@ class SessionGrid(Grid):
         question = self._question(message)
         known = self._answers.get(question) if question else None
         if known is not None:
-            name = f"known-{len(self._asked)}-{question}"
-            self._asked[name] = ""
-            reply = Message(known, reply_to=message)
-            reply.metadata.__dict__["_reply_to_message_id"] = name
-            self._ready[name] = reply
+            name = f"known-{next(self._count)}"
+            message.metadata.__dict__["_message_id"] = name
+            self._ready[name] = Message(known, reply_to=message)
             return name
         message.content[SESSION] = ConfigRecord({"run": self._run})
         (name,) = self._grid.push_messages([message])

@@ -16,14 +16,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 import psutil
 
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError, HffmError, Interrupted
-from hffm_flower.runfiles import RunFiles
 
 CHILD = "hffm_flower.session.child"
 LONGEST_TMPDIR = 35
@@ -34,16 +34,21 @@ GRACE_S = 30.0
 Show = Callable[[Mapping[str, object]], None]
 
 
-def work(config: RunConfig, files: RunFiles, show: Show) -> None:
-    """Work through a run in a child process, and end all that it started.
+def work(configs: Sequence[RunConfig], root: Path, show: Show) -> None:
+    """Work through runs in one child process, and end all that it started.
+
+    Args:
+        configs: The runs, with absolute paths; each writes the folder ``paths.out``.
+        root: Folder of the log.
+        show: Told of progress.
 
     Raises:
-        HffmError: The run ended early.
+        HffmError: A run ended early.
     """
     with tempfile.TemporaryDirectory(
         prefix="hffm-", dir=_short_folder(), ignore_cleanup_errors=True
     ) as scratch:
-        worker = Worker(config, files, scratch)
+        worker = Worker(configs, root, scratch)
         try:
             failure = worker.follow(show)
             code = worker.process.wait()
@@ -57,7 +62,7 @@ def work(config: RunConfig, files: RunFiles, show: Show) -> None:
     if code != 0:
         raise HffmError(
             f"the run's process ended with code {code} (is there enough memory?); "
-            f"its log: {files.root / 'run.log'}"
+            f"its log: {root / 'run.log'}"
         )
 
 
@@ -65,18 +70,18 @@ class Worker:
     """A child process, its events, and every process that it has started.
 
     Args:
-        config: The run's settings, with absolute paths.
-        files: Folder of the run; also the child's working directory, so that no stray
+        configs: The runs.
+        root: Folder of the log; also the child's working directory, so that no stray
             ``clients/`` or ``queue.py`` of the user's folder is imported.
         scratch: Folder for sockets.
     """
 
-    def __init__(self, config: RunConfig, files: RunFiles, scratch: str) -> None:
+    def __init__(self, configs: Sequence[RunConfig], root: Path, scratch: str) -> None:
         receive, send = os.pipe()
-        with (files.root / "run.log").open("ab") as log:
+        with (root / "run.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", CHILD, scratch],
-                cwd=files.root,
+                cwd=root,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -88,7 +93,7 @@ class Worker:
         self._tree: set[psutil.Process] = set()
         self._events: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, args=(os.fdopen(receive),), daemon=True).start()
-        self._tell(json.dumps(config.to_flwr()).encode() + b"\n")
+        self._tell(json.dumps([c.to_flwr() for c in configs]).encode() + b"\n")
 
     def follow(self, show: Show) -> HffmError | None:
         """Hand events to ``show`` until the child has ended; what it failed with, if it did."""

@@ -1,0 +1,155 @@
+"""``hffm compare``: methods side by side in accuracy, seconds, joules and bytes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+
+from hffm_flower.cli import options
+from hffm_flower.errors import Interrupted, one_of
+
+PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
+    "small": {"model.backbone": "small", "rounds": 24},
+    "default": {"rounds": 24},
+}
+SMOKE_ROUNDS: Final = 8
+"""A multiple of every default period."""
+
+
+def compare_command(
+    config: options.ConfigFile = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            show_default=False,
+            help="local, star, edge-only, h-fedfm-eE, central; perhaps with +d2d (= +relay), "
+            "+gossip, +cooperative. Default: the paper's.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 1,
+    seeds: Annotated[
+        int | None, typer.Option(help="Compare over the seeds 1 to N.", show_default=False)
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="small (quick backbone) or default; both 24 rounds.")
+    ] = "small",
+    rounds: options.Rounds = None,
+    devices: options.Devices = None,
+    edges: options.Edges = None,
+    smoke: options.Smoke = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
+    sets: options.Set = None,
+) -> None:
+    """Train methods on one federation and compare accuracy, latency, energy and bytes."""
+    console = Console()
+    if seeds is not None and seeds < 1:
+        raise typer.BadParameter(f"{seeds} seeds; at least 1", param_hint="--seeds")
+    base: dict[str, object] = dict(PRESETS[one_of("preset", preset, PRESETS)])
+    base |= {**options.SMOKE, "rounds": SMOKE_ROUNDS} if smoke else {}
+    chosen = options.configure(
+        config, base=base, sets=sets, rounds=rounds, devices=devices, edges=edges
+    )
+    with console.status("checking settings, assets and data"):
+        from hffm_flower.session.comparison import compare, prepare
+        from hffm_flower.session.entries import DEFAULT, entries
+
+        names = [n.strip() for n in methods.split(",") if n.strip()] if methods else DEFAULT
+        wanted = entries(chosen, names, range(1, seeds + 1) if seeds else [seed])
+        root = out.expanduser() if out else Path("runs") / time.strftime("compare-%Y%m%d-%H%M%S")
+        planned = prepare(wanted, root)
+    console.print(
+        f"[bold]{len(planned)} runs[/]: {', '.join(names)}; {chosen.tree.devices} devices in "
+        f"{chosen.tree.edges} clusters, {chosen.model.backbone}, T = {chosen.rounds}, "
+        + (f"seeds 1 to {seeds}" if seeds else f"seed {seed}")
+    )
+    display = Display(console, {str(p.files.root.resolve()): p.entry.name for p in planned},
+                      chosen.rounds)  # fmt: skip
+    try:
+        with display.live:
+            result = compare(planned, root, display.show)
+    except (KeyboardInterrupt, Interrupted) as error:
+        raise Interrupted(f"what has finished is kept in {root}") from error
+    console.print(closing_table(result.rows))
+    console.print(f"results in [bold]{root}[/]: table.csv, table.tex, table.json, accuracy.png, "
+                  "costs.png, and a folder for each run")  # fmt: skip
+
+
+class Display:
+    """Live view: a bar over the edge rounds of all runs, and the one under way."""
+
+    def __init__(self, console: Console, names: Mapping[str, str], rounds: int) -> None:
+        self.console, self.names, self.rounds = console, names, rounds
+        self.began = time.monotonic()
+        self.run = 0
+        self.name = ""
+        self.last: Mapping[str, Any] = {}
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
+            TextColumn("{task.fields[note]}"), console=console,
+        )  # fmt: skip
+        self.total = self.bar.add_task("edge rounds", total=rounds * len(names), note="starting")
+        self.inner = self.bar.add_task("devices", total=None, note="")
+        self.live = Live(self.bar, console=console, refresh_per_second=4)
+
+    def show(self, event: Mapping[str, Any]) -> None:
+        """Take one event."""
+        if event["event"] == "run":
+            self.close()
+            self.run += 1
+            self.name = self.names[event["out"]]
+        elif event["event"] == "wait":
+            self.bar.update(
+                self.inner, completed=int(event["done"]), total=int(event["of"]),
+                note=str(event["phase"]),
+            )  # fmt: skip
+        elif event["event"] == "stopping":
+            self.bar.update(self.total, note="stopping: saving what is finished")
+            self.live.refresh()
+        elif event["event"] == "round":
+            self.last = event
+            done = self.rounds * (self.run - 1) + int(event["t"])
+            left_s = (time.monotonic() - self.began) / done * (self.rounds * len(self.names) - done)
+            note = f"{self.name}, {int(left_s) // 60}:{int(left_s) % 60:02d} left"
+            self.bar.update(self.total, completed=done, note=note)
+            if int(event["t"]) == self.rounds:
+                self.close()
+
+    def close(self) -> None:
+        """Say how the run that was under way has ended."""
+        if self.last:
+            tiers = "  ".join(f"{k} {v:.3f}" for k, v in self.last["mean_global"].items())
+            spent = int(time.monotonic() - self.began)
+            self.console.print(
+                f"  {spent // 60:>2}:{spent % 60:02d}  {self.name:<18} t = {self.last['t']}  {tiers}",
+                highlight=False,
+            )
+        self.last = {}
+
+
+def closing_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The comparison, costs per edge round."""
+    table = Table(title="per edge round; bytes of modules")
+    for column in ("method", "accuracy", "cycle", "latency [s]", "energy [J]",
+                   "uplink", "downlink", "D2D", "backhaul [MB]"):  # fmt: skip
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    for row in rows:
+        cells = [_cell(row, "accuracy", 3), _cell(row, "accuracy_cycle", 3)]
+        cells += [_cell(row, "latency_s", 2), _cell(row, "energy_j", 1)]
+        table.add_row(row["method"], *cells, *(f"{v / 1e6:.2f}" for v in row["bytes"].values()))
+    return table
+
+
+def _cell(row: Mapping[str, Any], figure: str, digits: int) -> str:
+    if row[figure] is None:
+        return "-"
+    spread = row[f"{figure}_spread"]
+    return f"{row[figure]:.{digits}f}" + ("" if spread is None else f" ±{spread:.{digits}f}")

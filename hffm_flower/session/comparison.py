@@ -1,0 +1,181 @@
+"""``compare(...)``: methods side by side in accuracy, seconds, joules and bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hffm_flower.errors import ConfigError, HffmError
+from hffm_flower.ledger import LinkClass
+from hffm_flower.result import versions
+from hffm_flower.runfiles import RunFiles
+from hffm_flower.session.comparison_plots import draw_comparison
+from hffm_flower.session.entries import Entry
+from hffm_flower.session.preflight import Plan, check
+from hffm_flower.session.run import finish, settled
+from hffm_flower.session.worker import Show, work
+
+FIGURES = ("accuracy", "accuracy_cycle", "latency_s", "energy_j")
+UNPRICED = ("central",)
+"""Methods whose cost the radio model has nothing to say about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A finished comparison.
+
+    Attributes:
+        folder: Where the table, the pictures and every run's folder are.
+        rows: One per method, as in ``table.json``.
+    """
+
+    folder: Path
+    rows: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A run of the comparison, checked."""
+
+    entry: Entry
+    plan: Plan
+    files: RunFiles
+
+
+def prepare(entries: Sequence[Entry], root: Path) -> list[Planned]:
+    """Check every run, then take a folder for each: ``<root>/<method>/seed-<seed>``.
+
+    Raises:
+        ConfigError: A setting cannot work, or the folder is in use; nothing was started.
+    """
+    if (root / "table.json").exists():
+        raise ConfigError(f"{str(root)!r} already holds a comparison; choose another --out")
+    plans = [check(entry.config) for entry in entries]
+    return [
+        Planned(entry, plan, RunFiles.create(root / entry.name / f"seed-{entry.config.seed}"))
+        for entry, plan in zip(entries, plans, strict=True)
+    ]
+
+
+def compare(planned: Sequence[Planned], root: Path, show: Show) -> Comparison:
+    """Work through all runs in one session; write tables and pictures of what has finished.
+
+    Raises:
+        HffmError: Some run ended early; the others are in the tables.
+    """
+    configs = [settled(p.entry.config, p.files) for p in planned]
+    failure: BaseException | None = None
+    try:
+        work(configs, root, show)
+    except (HffmError, KeyboardInterrupt) as error:
+        failure = error
+    done = []
+    for run, config in zip(planned, configs, strict=True):
+        ended = run.files.has_result() and run.files.result()["status"] == "finished"
+        finish(config, run.plan, run.files, None if ended else failure)
+        if ended:
+            done.append(run)
+    rows = table(done)
+    if rows:
+        write_tables(root, rows, planned[0].entry)
+        draw_comparison([(p.entry.name, p.files) for p in done], rows, root)
+    if failure is not None:
+        raise failure
+    return Comparison(root, tuple(rows))
+
+
+def table(done: Sequence[Planned]) -> list[dict[str, Any]]:
+    """One row per method, means over its seeds; spread is the sample standard deviation."""
+    rows = []
+    for name in dict.fromkeys(p.entry.name for p in done):
+        runs = [p for p in done if p.entry.name == name]
+        found = [_figures(p) for p in runs]
+        row: dict[str, Any] = {"method": name}
+        for figure in FIGURES:
+            values = [f[figure] for f in found if f[figure] is not None]
+            row[figure] = statistics.fmean(values) if values else None
+            row[f"{figure}_spread"] = statistics.stdev(values) if len(values) > 1 else None
+        for kind in ("bytes", "header_bytes"):
+            row[kind] = {
+                str(link): statistics.fmean(f[kind][link] for f in found) for link in LinkClass
+            }
+        row["seeds"] = {str(p.entry.config.seed): f for p, f in zip(runs, found, strict=True)}
+        rows.append(row)
+    return rows
+
+
+def _figures(run: Planned) -> dict[str, Any]:
+    """Figures of one run; costs are per edge round."""
+    summary = run.files.result()["summary"]
+    assert isinstance(summary, Mapping)
+    priced = run.entry.config.method not in UNPRICED
+    rounds = len(run.files.rounds())
+    return {
+        "accuracy": summary["mean_global"],
+        "accuracy_cycle": summary["mean_global_cycle"],
+        "latency_s": summary["latency_s"] if priced else None,
+        "energy_j": summary["energy_j"] if priced else None,
+        "bytes": {k: v / rounds for k, v in summary["bytes"].items()},
+        "header_bytes": {k: v / rounds for k, v in summary["header_bytes"].items()},
+    }
+
+
+def write_tables(root: Path, rows: Sequence[Mapping[str, Any]], entry: Entry) -> None:
+    """Write ``table.json``, ``table.csv`` and ``table.tex``."""
+    flat = {k: v for k, v in entry.config.to_flwr().items() if not k.startswith("paths.")}
+    for key in ("method", "seed", "tree.period", "d2d.plan"):
+        del flat[key]
+    whole = {"config": flat, "versions": versions(), "rows": list(rows)}
+    _write(root / "table.json", json.dumps(whole, indent=2) + "\n")
+    _write(root / "table.csv", _csv(rows))
+    _write(root / "table.tex", _tex(rows))
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    numbers = [n for figure in FIGURES for n in (figure, f"{figure}_spread")]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", *numbers, *(f"{link}_bytes" for link in LinkClass)])
+    for row in rows:
+        values = ["" if row[n] is None else row[n] for n in numbers]
+        writer.writerow([row["method"], *values, *(row["bytes"][link] for link in LinkClass)])
+    return text.getvalue()
+
+
+def _tex(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A tabular for the package booktabs."""
+    lines = [
+        r"% latency and energy per edge round; bytes of modules per edge round",
+        r"\begin{tabular}{lrrrrrrrr}",
+        r"\toprule",
+        r"Method & Accuracy & Cycle & Latency [s] & Energy [J] & "
+        r"Uplink [MB] & Downlink [MB] & D2D [MB] & Backhaul [MB] \\",
+        r"\midrule",
+    ]
+    for row in rows:
+        cells = [str(row["method"])]
+        cells += [_tex_number(row, figure) for figure in FIGURES]
+        cells += [f"{row['bytes'][link] / 1e6:.2f}" for link in LinkClass]
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _tex_number(row: Mapping[str, Any], figure: str) -> str:
+    digits = 3 if figure.startswith("accuracy") else 2
+    if row[figure] is None:
+        return "--"
+    spread = row[f"{figure}_spread"]
+    value = f"{row[figure]:.{digits}f}"
+    return value if spread is None else rf"${value} \pm {spread:.{digits}f}$"
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
