@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -78,7 +78,8 @@ def compare_command(
             result = compare(planned, root, display.show)
     except (KeyboardInterrupt, Interrupted) as error:
         raise Interrupted(f"what has finished is kept in {root}") from error
-    console.print(closing_table(result.rows))
+    for each in closing_tables(result.rows):
+        console.print(each)
     console.print(f"results in [bold]{root}[/]: table.csv, table.tex, table.json, accuracy.png, "
                   "costs.png, and a folder for each run")  # fmt: skip
 
@@ -98,7 +99,7 @@ class Display:
         )  # fmt: skip
         self.total = self.bar.add_task("edge rounds", total=rounds * len(names), note="starting")
         self.inner = self.bar.add_task("devices", total=None, note="")
-        self.live = Live(self.bar, console=console, refresh_per_second=4)
+        self.live = Live(self.bar, console=console, refresh_per_second=4, transient=True)
 
     def show(self, event: Mapping[str, Any]) -> None:
         """Take one event."""
@@ -127,25 +128,30 @@ class Display:
         """Say how the run that was under way has ended."""
         if self.last:
             tiers = "  ".join(f"{k} {v:.3f}" for k, v in self.last["mean_global"].items())
-            spent = int(time.monotonic() - self.began)
+            minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
             self.console.print(
-                f"  {spent // 60:>2}:{spent % 60:02d}  {self.name:<18} t = {self.last['t']}  {tiers}",
+                f"  {minutes:>2}:{seconds:02d}  {self.name:<18} t = {self.last['t']}  {tiers}",
                 highlight=False,
             )
         self.last = {}
 
 
-def closing_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The comparison, costs per edge round."""
-    table = Table(title="per edge round; bytes of modules")
-    for column in ("method", "accuracy", "cycle", "latency [s]", "energy [J]",
-                   "uplink", "downlink", "D2D", "backhaul [MB]"):  # fmt: skip
-        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+def closing_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """The comparison in two tables that fit a terminal, costs per edge round."""
+    figures = Table(title="accuracy (after the last round; over the last cycle), cost a round")
+    for column in ("method", "accuracy", "cycle", "latency [s]", "energy [J]"):
+        figures.add_column(column, justify="left" if column == "method" else "right")
+    traffic = Table(title="modules sent in an edge round [MB]")
+    for column in ("method", "uplink", "downlink", "D2D", "backhaul"):
+        traffic.add_column(column, justify="left" if column == "method" else "right")
     for row in rows:
-        cells = [_cell(row, "accuracy", 3), _cell(row, "accuracy_cycle", 3)]
-        cells += [_cell(row, "latency_s", 2), _cell(row, "energy_j", 1)]
-        table.add_row(row["method"], *cells, *(f"{v / 1e6:.2f}" for v in row["bytes"].values()))
-    return table
+        figures.add_row(
+            row["method"], _cell(row, "accuracy", 3), _cell(row, "accuracy_cycle", 3),
+            _cell(row, "latency_s", 2), _cell(row, "energy_j", 1),
+        )  # fmt: skip
+        traffic.add_row(row["method"], *(f"{v / 1e6:.2f}" for v in row["bytes"].values()))
+    yield figures
+    yield traffic
 
 
 def _cell(row: Mapping[str, Any], figure: str, digits: int) -> str:

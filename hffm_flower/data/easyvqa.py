@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -103,7 +104,7 @@ class EasyVqaBox:
 
     def targets(self, split: Split, indices: Indices) -> NDArray[np.float32]:
         """Boxes [n, 4]: centre x, centre y, width, height, each in 0..1."""
-        boxes = [shape_box(np.asarray(_picture(self._paths[split][i]))) for i in indices]
+        boxes = [_box(self._paths[split][i]) for i in indices]
         return np.array(boxes, dtype=np.float32).reshape(-1, 4)
 
     def items(self, modality: str, split: Split, indices: Indices) -> list[Item]:
@@ -136,5 +137,15 @@ def _picture(path: Path) -> Image.Image:
         return picture.convert("RGB")
 
 
+@cache
+def _box(path: Path) -> tuple[float, float, float, float]:
+    return shape_box(np.asarray(_picture(path)))
+
+
+@cache
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _picture_item(path: Path) -> Item:
-    return Item(hashlib.sha256(path.read_bytes()).hexdigest(), lambda: _picture(path))
+    return Item(_digest(path), lambda: _picture(path))

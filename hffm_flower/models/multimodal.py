@@ -7,6 +7,7 @@ zero-filled; an example without text pools with ``prompt/cls``.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -27,6 +28,8 @@ from hffm_flower.tasks import TASKS
 
 TEXT = "text"
 CLS = ModuleKey(ModuleKind.PROMPT, "cls")
+
+_drawn: dict[tuple[object, ...], nn.Module] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,16 @@ class MultimodalModel(nn.Module):
         self.frozen = frozen
 
     def _make(self, key: ModuleKey, modality_of: Mapping[str, str]) -> nn.Module:
+        """The module with its initial values; drawn once per process, then copied."""
+        spec = self.spec
+        name: tuple[object, ...] = (spec.backbone, spec.adapter_rank, spec.seed, key)
+        if key.kind is ModuleKind.PROJECTOR:
+            name = (*name, spec.encoders[modality_of[key.name]])
+        if name not in _drawn:
+            _drawn[name] = self._draw(key, modality_of)
+        return copy.deepcopy(_drawn[name])
+
+    def _draw(self, key: ModuleKey, modality_of: Mapping[str, str]) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(self.spec.seed, "init", str(key)))
             if key in self.family.module_keys():

@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from hffm_flower.runfiles import RunFiles
 
@@ -44,7 +45,7 @@ def _draw_accuracy(
                 for points in zip(*curves, strict=True)]  # fmt: skip
         rounds, seconds, joules, accuracy = mean
         for place, x in enumerate((rounds, seconds, joules)):
-            if place == 0 or max(joules, default=0.0) > 0 and name != "local":
+            if place == 0 or (name != "local" and max(joules) > 0):
                 axes[place].plot(x, accuracy, label=name, lw=1.8, marker=".", ms=5, **style)
     for each, label in zip(axes, labels, strict=True):
         each.set(xlabel=label)
@@ -52,6 +53,9 @@ def _draw_accuracy(
         each.spines[["top", "right"]].set_visible(False)
     for each in axes[1:]:
         each.set_xscale("log")
+        each.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        each.xaxis.set_major_formatter(ScalarFormatter())
+        each.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set(ylabel="mean accuracy, IID test")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
