@@ -1,7 +1,8 @@
 """hffm_flower: hierarchical federated foundation models on Flower.
 
-``run(config)`` trains a federation on this machine; ``load(folder)`` returns a model of a
-finished run, ready to predict. See ``docs/architecture.md`` for the names.
+``run(config)`` trains a federation on this machine; ``compare(config, ...)`` trains several
+methods and compares them; ``load(folder)`` returns a model of a finished run, ready to
+predict. See ``docs/architecture.md`` for the names.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from hffm_flower.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from hffm_flower.config import RunConfig as RunConfig
+    from hffm_flower.session.comparison import Comparison as Comparison
+    from hffm_flower.session.comparison import compare as compare
     from hffm_flower.session.run import RunResult as RunResult
     from hffm_flower.session.run import run as run
     from hffm_flower.session.saved import load as load
 
 _WHERE = {
     "RunConfig": "hffm_flower.config",
+    "Comparison": "hffm_flower.session.comparison",
+    "compare": "hffm_flower.session.comparison",
     "RunResult": "hffm_flower.session.run",
     "run": "hffm_flower.session.run",
     "load": "hffm_flower.session.saved",

@@ -30,7 +30,8 @@ from strategies.edge import EdgeStrategy
 from strategies.grids import NestedGrid
 from strategies.modular import Member
 from strategies.peer_grid import PeerGrid
-from strategies.peering import NO_PLAN, PeerEdgeStrategy, PeerPlanner, check_exchange
+from strategies.peering import PeerEdgeStrategy
+from strategies.planner import NO_PLAN, PeerPlanner, check_exchange
 from strategies.registration import Registered, initial_modules, register, wait_for_nodes
 
 log = logging.getLogger(__name__)

@@ -13,16 +13,16 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from functools import partial
 from itertools import pairwise
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from hffm_flower.errors import Interrupted
 from hffm_flower.ledger import Ledger, Phase, Transfer, link_between
 from hffm_flower.payload import weigh
 from hffm_flower.records import CONFIG, number
+from strategies.grid_view import GridView
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ Watch = Callable[[int, int], None]
 """Told how many nodes have answered, and how many were asked."""
 
 
-class ClusterGrid(Grid):
+class ClusterGrid(GridView):
     """View of a grid, restricted to some nodes.
 
     Every message gets exactly one reply, whose source is the node that was asked: silence
@@ -81,26 +81,13 @@ class ClusterGrid(Grid):
         ledger: Ledger | None = None,
         hops: Mapping[int, tuple[str, ...]] | None = None,
     ) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._ledger = ledger or Ledger()
         self.hops = dict(hops or {})
         self._node_ids = tuple(node_ids)
         self._stop = stop or threading.Event()
         self._watch: Watch = watch or (lambda done, asked: None)
         self._poll_s = poll_s
-
-    def set_run(self, run: Run) -> None:
-        """Pass on to the grid underneath."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Run of the grid underneath."""
-        return self._grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Pass on to the grid underneath."""
-        return self._grid.create_message(*args, **kwargs)
 
     def get_node_ids(self) -> Iterable[int]:
         """Nodes of this view that are online."""
@@ -119,10 +106,6 @@ class ClusterGrid(Grid):
         if strange:
             raise ValueError(f"nodes {strange} are not in this cluster")
         return self._grid.push_messages(outgoing)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pass on to the grid underneath."""
-        return self._grid.pull_messages(message_ids)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from hffm_flower.d2d import EDGE, Fault, Parcel, Plan, play, uploads_of
+from hffm_flower.d2d import EDGE, Fault, Parcel, Plan, plan_from_json, play, uploads_of
 from hffm_flower.errors import HffmError, ProtocolError
 from hffm_flower.ledger import Phase, Transfer, link_between
 from hffm_flower.modules import ModularState, ModularUpdate, ModuleKey
@@ -140,7 +140,7 @@ class _Exchange:
         found = plan_of(message.content)
         assert found is not None
         node = message.metadata.dst_node_id
-        self.plan, self.t = Plan.from_json(found[0]), number(message.content, CONFIG, "t")
+        self.plan, self.t = plan_from_json(found[0]), number(message.content, CONFIG, "t")
         self.asked[node], self.keys[node] = message, found[1]
 
     def deliver(self) -> None:

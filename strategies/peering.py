@@ -15,132 +15,21 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from hffm_flower.config import RunConfig
-from hffm_flower.d2d import (
-    EDGE,
-    FORWARDING,
-    HEADS,
-    PLANS,
-    Cluster,
-    Parcel,
-    Plan,
-    PlanOptions,
-    check_summable,
-    settle,
-)
-from hffm_flower.errors import ConfigError, ModuleError, one_of
-from hffm_flower.ledger import LinkClass
+from hffm_flower.d2d import EDGE, Parcel, Plan, plan_to_json, settle
+from hffm_flower.errors import ModuleError
 from hffm_flower.modules import ModularUpdate, ModuleKey
 from hffm_flower.payload import PLAN, TRAINED, parcels_of, plan_record
 from hffm_flower.records import CONFIG, MODULES, modules_record, update_of
 from hffm_flower.records import masses as masses_of
 from hffm_flower.report import RoundReport
-from hffm_flower.wireless.network import Network
 from strategies.edge import EdgeStrategy
 from strategies.grids import TRAIN, UPLOAD, instruction
 from strategies.modular import Behind, Gathered, Member, count
-from strategies.rules import RULES
+from strategies.planner import PeerPlanner
 
 log = logging.getLogger(__name__)
 
-NO_PLAN = "none"
 Masses = Mapping[ModuleKey, float]
-
-
-def check_exchange(config: RunConfig) -> None:
-    """Refuse settings of ``[d2d]`` and ``server.rule`` that cannot work.
-
-    Raises:
-        ConfigError: An unknown name, or a plan that sums what the rule does not let it.
-    """
-    rule = RULES[one_of("rule", config.server.rule, RULES, key="server.rule")]
-    if config.d2d.plan == NO_PLAN:
-        return
-    one_of("plan", config.d2d.plan, [NO_PLAN, *PLANS], key="d2d.plan")
-    one_of("head", config.d2d.head, HEADS, key="d2d.head")
-    if not config.d2d.summing and config.d2d.plan not in FORWARDING:
-        raise ConfigError(
-            f"plan {config.d2d.plan!r} always sums; false is for {', '.join(FORWARDING)}",
-            key="d2d.summing",
-        )
-    try:
-        check_summable(config.server.rule, rule.summable, config.d2d.plan, config.d2d.summing)
-    except ConfigError as error:
-        raise ConfigError(str(error), key="server.rule") from error
-
-
-class PeerPlanner:
-    """Plans a cluster's exchanges, round by round, from what the radio is in that round.
-
-    Args:
-        kind: Name in `PLANS`.
-        options: Settings of the plans.
-        network: Where the devices stand, and the radio between them.
-        seed: The run's seed.
-    """
-
-    def __init__(self, kind: str, options: PlanOptions, network: Network, seed: int) -> None:
-        self.kind, self.options, self.network, self.seed = kind, options, network, seed
-        self.battery_j: dict[int, float] = {}
-
-    def plan(
-        self,
-        t: int,
-        holds: Mapping[int, tuple[ModuleKey, ...]],
-        sizes: Mapping[ModuleKey, int],
-    ) -> Plan:
-        """The exchange of edge round ``t``.
-
-        Args:
-            t: Edge round, from 1.
-            holds: Device that takes part -> shared modules that it trains.
-            sizes: Module -> size [byte].
-        """
-        costs = self.network.block(t).costs(sorted(holds))
-        silent = {(a, b) for a, b in costs.link_s if math.isinf(costs.link_s[a, b])}
-        usable = costs.link_s.keys() - silent - {(b, a) for a, b in silent}
-        for device in holds:
-            self.battery_j.setdefault(device, self.network.radio.battery_j)
-        cluster = Cluster(
-            holds=holds, sizes=sizes,
-            link_s={k: costs.link_s[k] for k in sorted(usable)},
-            link_j={k: costs.link_j[k] for k in sorted(usable)},
-            uplink_s=costs.uplink_s, uplink_j=costs.uplink_j,
-            downlink_s=costs.downlink_s, downlink_j=costs.downlink_j,
-            battery_j={k: self.battery_j[k] for k in holds}, t=t, seed=self.seed,
-        )  # fmt: skip
-        plan = PLANS[self.kind](cluster, self.options)
-        plan.check(cluster)
-        self._spend(plan, cluster)
-        return plan
-
-    def _spend(self, plan: Plan, cluster: Cluster) -> None:
-        """Take from the batteries what sending and receiving by the plan costs."""
-        radio = self.network.radio
-
-        def charge(device: int, power_w: float, second_per_bit: float, size: int) -> None:
-            spent_j = power_w * second_per_bit * 8 * size
-            self.battery_j[device] = max(0.0, self.battery_j[device] - spent_j)
-
-        def between(src: int, dst: int, keys: Iterable[ModuleKey]) -> None:
-            size, each_s = sum(cluster.sizes[k] for k in keys), cluster.link_s[src, dst]
-            charge(src, radio.sender_w(LinkClass.D2D), each_s, size)
-            charge(dst, radio.receiver_w(LinkClass.D2D), each_s, size)
-
-        for hop in plan.down:
-            if hop.src == EDGE:
-                size = sum(cluster.sizes[k] for k in hop.keys)
-                down_w = radio.receiver_w(LinkClass.DOWNLINK)
-                charge(hop.dst, down_w, cluster.downlink_s[hop.dst], size)
-            else:
-                between(hop.src, hop.dst, hop.keys)
-        for step in plan.steps * plan.segments:
-            for src, receivers in step.sends.items():
-                for dst, shares in receivers.items():
-                    between(src, dst, shares)
-        for device, keys in plan.uploads.items():
-            size = sum(cluster.sizes[k] for k in keys)
-            charge(device, radio.sender_w(LinkClass.UPLINK), cluster.uplink_s[device], size)
 
 
 class PeerEdgeStrategy(EdgeStrategy):
@@ -171,13 +60,20 @@ class PeerEdgeStrategy(EdgeStrategy):
         own: dict[int, Masses] = {}
 
         def take(member: Member, reply: Message) -> None:
-            trained = self._trained_of(reply, member)
-            parcels = parcels_of(reply.content)
-            for parcel in parcels:
-                self._check_parcel(parcel, holds)
-            if parcels:
-                uploads[member.index] = parcels
-            own[member.index] = trained
+            if TRAINED not in reply.content.metric_records:
+                # The device's own words, which no neighbour could use: say why.
+                self._check(update_of(reply.content), member, self._shared(member))
+                raise ModuleError("does not say what it trained")
+            own[member.index] = self._trained_of(reply, member)
+            try:
+                parcels = parcels_of(reply.content)
+                for parcel in parcels:
+                    self._check_parcel(parcel, plan, holds)
+            except ModuleError as error:  # may be another's fault: all are asked directly
+                log.warning("edge %d: parcels of device %d: %s", self.index, member.index, error)
+            else:
+                if parcels:
+                    uploads[member.index] = parcels
 
         replies = yield self._instructions(nodes, plan, holds, report.t)
         answers, refused = self.read(replies, take)
@@ -215,14 +111,18 @@ class PeerEdgeStrategy(EdgeStrategy):
             self.check_mass(key, mass, member)
         return trained
 
-    def _check_parcel(self, parcel: Parcel, holds: Mapping[int, Collection[ModuleKey]]) -> None:
+    def _check_parcel(
+        self, parcel: Parcel, plan: Plan, holds: Mapping[int, Collection[ModuleKey]]
+    ) -> None:
+        """Refuse what cannot be; a gossiped parcel's masses are shares, however thin."""
         members = {m.index: m for m in self.members.values()}
         for key, who in parcel.behind.items():
             self.check_tensors(key, parcel.update.state[key])
             for device, mass in who.items():
                 if key not in holds.get(device, ()):
                     raise ModuleError(f"a parcel counts device {device} for {key} by mistake")
-                self.check_mass(key, mass, members[device])
+                if key not in plan.groups:
+                    self.check_mass(key, mass, members[device])
 
     def _believed(
         self, plan: Plan, uploader: int, parcels: Iterable[Parcel], own: Mapping[int, Masses]
@@ -247,7 +147,7 @@ class PeerEdgeStrategy(EdgeStrategy):
         self, nodes: Iterable[int], plan: Plan, holds: Mapping[int, tuple[ModuleKey, ...]], t: int
     ) -> list[Message]:
         """Each device's part: the modules that it gets from the edge itself, and the plan."""
-        text = plan.to_json()
+        text = plan_to_json(plan)
         direct: dict[int, set[ModuleKey]] = {}
         for hop in plan.down:
             if hop.src == EDGE:

@@ -59,7 +59,7 @@ def compare_command(
         config, base=base, sets=sets, rounds=rounds, devices=devices, edges=edges
     )
     with console.status("checking settings, assets and data"):
-        from hffm_flower.session.comparison import compare, prepare
+        from hffm_flower.session.comparison import execute, prepare
         from hffm_flower.session.entries import DEFAULT, entries
 
         names = [n.strip() for n in methods.split(",") if n.strip()] if methods else DEFAULT
@@ -75,7 +75,7 @@ def compare_command(
                       chosen.rounds)  # fmt: skip
     try:
         with display.live:
-            result = compare(planned, root, display.show)
+            result = execute(planned, root, display.show)
     except (KeyboardInterrupt, Interrupted) as error:
         raise Interrupted(f"what has finished is kept in {root}") from error
     for each in closing_tables(result.rows):

@@ -14,6 +14,7 @@ from hffm_flower.d2d.plans import (
 from hffm_flower.d2d.play import Fault, Played, Sent, incoming, outgoing, play, uploads_of
 from hffm_flower.d2d.settle import Settled, settle
 from hffm_flower.d2d.trees import HEADS, Candidate
+from hffm_flower.d2d.wire import plan_from_json, plan_to_json
 
 __all__ = [
     "EDGE",
@@ -36,6 +37,8 @@ __all__ = [
     "join",
     "make_plan",
     "outgoing",
+    "plan_from_json",
+    "plan_to_json",
     "play",
     "relay_modules",
     "settle",

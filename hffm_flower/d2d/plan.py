@@ -153,24 +153,6 @@ class Plan:
             for key in hop.keys:
                 since.setdefault((hop.dst, key), hop.step)
 
-    def to_json(self) -> str:
-        """Compact text; equal steps in a row are stored once, with their count."""
-        from hffm_flower.d2d.wire import plan_to_json
-
-        return plan_to_json(self)
-
-    @staticmethod
-    def from_json(text: str) -> Plan:
-        """Read a plan back.
-
-        Raises:
-            ConfigError: ``text`` is no plan, or its shares do not conserve mass.
-            ModuleError: It names something that is no module key.
-        """
-        from hffm_flower.d2d.wire import plan_from_json
-
-        return plan_from_json(text)
-
 
 def _check_link(cluster: Cluster, src: int, dst: int) -> None:
     if (src, dst) not in cluster.link_s:

@@ -6,17 +6,18 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError, HffmError
 from hffm_flower.ledger import LinkClass
 from hffm_flower.result import versions
 from hffm_flower.runfiles import RunFiles
 from hffm_flower.session.comparison_plots import draw_comparison
-from hffm_flower.session.entries import Entry
+from hffm_flower.session.entries import DEFAULT, Entry, entries
 from hffm_flower.session.preflight import Plan, check
 from hffm_flower.session.run import finish, settled
 from hffm_flower.session.worker import Show, work
@@ -48,7 +49,34 @@ class Planned:
     files: RunFiles
 
 
-def prepare(entries: Sequence[Entry], root: Path) -> list[Planned]:
+def compare(
+    config: RunConfig | None = None,
+    *,
+    methods: Sequence[str] = DEFAULT,
+    seeds: Iterable[int] = (1,),
+    out: str | Path,
+    show: Show | None = None,
+) -> Comparison:
+    """Train ``methods`` on one federation, over ``seeds``, and compare what they reach and cost.
+
+    Args:
+        config: Settings in common; default: all defaults. Its T is to be a multiple of every
+            period.
+        methods: Names such as ``star``, ``h-fedfm-e2`` or ``h-fedfm-e2+d2d``.
+        seeds: Each method runs once with each.
+        out: New folder for tables, pictures and every run's folder.
+        show: Told of progress, for a display.
+
+    Raises:
+        ConfigError: A setting cannot work; nothing was started.
+        HffmError: Some run ended early; the folder holds what was finished.
+    """
+    root = Path(out).expanduser()
+    planned = prepare(entries(config or RunConfig(), methods, seeds), root)
+    return execute(planned, root, show or (lambda event: None))
+
+
+def prepare(wanted: Sequence[Entry], root: Path) -> list[Planned]:
     """Check every run, then take a folder for each: ``<root>/<method>/seed-<seed>``.
 
     Raises:
@@ -56,14 +84,14 @@ def prepare(entries: Sequence[Entry], root: Path) -> list[Planned]:
     """
     if (root / "table.json").exists():
         raise ConfigError(f"{str(root)!r} already holds a comparison; choose another --out")
-    plans = [check(entry.config) for entry in entries]
+    plans = [check(entry.config) for entry in wanted]
     return [
         Planned(entry, plan, RunFiles.create(root / entry.name / f"seed-{entry.config.seed}"))
-        for entry, plan in zip(entries, plans, strict=True)
+        for entry, plan in zip(wanted, plans, strict=True)
     ]
 
 
-def compare(planned: Sequence[Planned], root: Path, show: Show) -> Comparison:
+def execute(planned: Sequence[Planned], root: Path, show: Show) -> Comparison:
     """Work through all runs in one session; write tables and pictures of what has finished.
 
     Raises:

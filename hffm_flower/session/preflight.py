@@ -55,7 +55,7 @@ def _check(config: RunConfig) -> Plan:
     from clients.resident import all_profiles, model_spec
     from hffm_flower.accelerator import check_gpu_share, choose_device
     from hffm_flower.models.multimodal import module_keys
-    from strategies.peering import check_exchange
+    from strategies.planner import check_exchange
     from strategies.server_optimizers import OptimizerPolicy
 
     spec = model_spec(config)

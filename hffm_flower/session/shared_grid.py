@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Collection, Iterable
-from typing import Any, Final
+from typing import Final
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from hffm_flower.schedule import METHODS
+from strategies.grid_view import GridView
 
 SESSION: Final = "session"
 """Config record that says which run of the session a message belongs to."""
@@ -48,7 +48,7 @@ class Answers:
             self._bytes += size
 
 
-class SessionGrid(Grid):
+class SessionGrid(GridView):
     """One run's view of a session.
 
     Args:
@@ -60,28 +60,12 @@ class SessionGrid(Grid):
     """
 
     def __init__(self, grid: Grid, run: int, *, twin: str = "", answers: Answers) -> None:
-        self._grid, self._run, self._twin = grid, run, twin
+        super().__init__(grid)
+        self._place, self._twin = run, twin
         self._answers = answers
         self._asked: dict[str, str] = {}
         self._ready: dict[str, Message] = {}
         self._count = itertools.count()
-
-    def set_run(self, run: Run) -> None:
-        """Pass on to the grid underneath."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Run of the grid underneath."""
-        return self._grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Pass on to the grid underneath."""
-        return self._grid.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """All nodes of the session."""
-        return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send what was not answered before."""
@@ -95,7 +79,7 @@ class SessionGrid(Grid):
             message.metadata.__dict__["_message_id"] = name
             self._ready[name] = Message(known, reply_to=message)
             return name
-        message.content[SESSION] = ConfigRecord({"run": self._run})
+        message.content[SESSION] = ConfigRecord({"run": self._place})
         (name,) = self._grid.push_messages([message])
         self._asked[name] = question
         return name
@@ -111,12 +95,6 @@ class SessionGrid(Grid):
                 self._answers.put(question, reply.content)
             found.append(reply)
         return found
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Not used: whoever stands above polls."""
-        raise NotImplementedError
 
     def _question(self, message: Message) -> str:
         """Digest of device and question; empty if its answer is not to be shared."""
