@@ -104,7 +104,7 @@ class D2DConfig(Section):
     plan: str = Field("none", description="none, relay, gossip, cooperative")
     head: str = Field("latency", description="who uploads for a cluster: latency, energy, battery")
     summing: bool = Field(True, description="relay: sum on the way; false: forward one by one")
-    accuracy: float = Field(1e-3, gt=0, lt=1, description="gossip: distance left to the mean")
+    accuracy: float = Field(1e-2, gt=0, lt=1, description="gossip: distance left to the mean")
     segments: int = Field(
         2, ge=2, description="cooperative: parts of a round's training, an exchange after each"
     )

@@ -83,7 +83,7 @@ class Display:
         )  # fmt: skip
         self.total = self.bar.add_task("edge rounds", total=rounds, note="starting")
         self.inner = self.bar.add_task("devices", total=None, note="")
-        self.live = Live(self.bar, console=console, refresh_per_second=4)
+        self.live = Live(self.bar, console=console, refresh_per_second=4, transient=True)
 
     def show(self, event: Mapping[str, object]) -> None:
         """Take one event of the run."""
@@ -141,6 +141,10 @@ def closing_table(result: Mapping[str, object]) -> Table:
         cycle = f"{summary['mean_global_cycle']:.3f}"
         tier = summary["cycle_tier"]
         table.add_row(f"mean over the last cloud cycle, {tier} models", cycle, "")
+    if summary["latency_s"] and config.method != "central":
+        table.add_section()
+        table.add_row("radio model, an edge round takes", f"{summary['latency_s']:.1f} s", "")
+        table.add_row("and costs, all nodes together", f"{summary['energy_j']:.1f} J", "")
     if summary["uncovered"]:
         table.add_row("test examples nobody evaluated", f"{summary['uncovered']:.1%}", "")
     if summary["dropped"]:
