@@ -60,7 +60,7 @@ def add_command(
     days: Days = 365,
     force: Force = False,
 ) -> None:
-    """Add machines under the authority that is there, or renew theirs with --force."""
+    """Add machines under the authority that is there; --force renews (name all SANs again)."""
     from hffm_flower.pki_folder import add
 
     add(folder, _parties(server, edge, device, devices), days=days, force=force)

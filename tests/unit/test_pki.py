@@ -16,7 +16,7 @@ from typing import cast
 import grpc
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from hffm_flower.errors import ConfigError, OutputError
 from hffm_flower.pki import LONGEST_DAYS, Party, Role
@@ -290,3 +290,14 @@ def test_folders_without_an_authority(tmp_path: Path) -> None:
     (tmp_path / "certs" / "ca" / "key.pem").write_bytes(key)
     with pytest.raises(ConfigError, match="do not belong together"):
         add(tmp_path / "certs", PARTIES, force=True)
+    other = ed25519.Ed25519PrivateKey.generate()
+    for protection, why in (
+        (serialization.NoEncryption(), "not on an elliptic curve"),
+        (serialization.BestAvailableEncryption(b"secret"), "encrypted"),
+    ):
+        pem = other.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection
+        )
+        (tmp_path / "certs" / "ca" / "key.pem").write_bytes(pem)
+        with pytest.raises(ConfigError, match=why):
+            add(tmp_path / "certs", PARTIES, force=True)

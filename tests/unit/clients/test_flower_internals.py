@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import io
 import json
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,20 +16,26 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
-from flwr.common.serde import message_to_proto
+from flwr.common.serde import fab_to_proto, message_to_proto, run_to_proto
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2
+from flwr.proto.fab_pb2 import GetFabResponse
+from flwr.proto.run_pb2 import GetRunResponse
 from flwr.supercore.error import ApiErrorCode
+from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
     iterate_object_tree,
 )
+from flwr.supercore.run import Run
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from clients import flower_internals
 from clients.flower_internals import FleetLink, SuperLink
-from clients.link import LinkLost, Refused, RunOver
+from clients.link import LinkLost, Refused, RunFacts, RunOver
+from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError
+from tests.support.deployment import ROOT, free_port
 from tests.unit.clients.test_runner import question
 
 CLIENTS = Path(flower_internals.__file__).parent
@@ -195,6 +203,31 @@ def test_a_heartbeat_that_is_not_known_ends_the_link(monkeypatch: pytest.MonkeyP
     with pytest.raises(Refused, match="any more"):
         link.receive()
     link.close(leave=False)
+
+
+def test_settings_are_those_of_the_bundle_with_what_the_user_changed() -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as bundle:
+        bundle.write(ROOT / "pyproject.toml", "pyproject.toml")
+    run = Run.create_empty(5)
+    run.series_id, run.fab_hash, run.override_config = 9, "abc", {"tree.edges": 4}
+    fab = fab_to_proto(Fab("abc", packed.getvalue(), {}))
+    link = link_to(
+        Server(
+            get_run=[(200, GetRunResponse(run=run_to_proto(run)).SerializeToString())],
+            get_fab=[(200, GetFabResponse(fab=fab).SerializeToString())],
+        )
+    )
+    assert link.run_facts(5) == RunFacts({**RunConfig().to_flwr(), "tree.edges": 4}, 9)
+    link.close(leave=False)
+
+
+def test_a_port_where_nobody_listens() -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    address = f"127.0.0.1:{free_port()}"
+    for insecure in (True, False):
+        with pytest.raises(LinkLost, match=f"no SuperLink at {address}"):
+            SuperLink(address, key, insecure=insecure).connect()
 
 
 class Loop:

@@ -176,6 +176,17 @@ def test_an_app_that_fails_answers_with_code_2(
     assert link.sent[0].metadata.reply_to_message_id == "question of run 1"
 
 
+def test_a_bundle_that_cannot_be_read_is_answered_with_code_2(stop: threading.Event) -> None:
+    def bad(run_id: int) -> int:
+        raise ValueError("no pyproject.toml")
+
+    link = FakeLink(stop, [question()], series=bad)
+    serve(link, stop=stop, app=Counter().app)
+    assert [(r.error.code, r.error.reason) for r in link.sent] == [
+        (2, "ValueError: no pyproject.toml")
+    ]
+
+
 def test_ctrl_c_in_the_app_leaves_and_ends(stop: threading.Event) -> None:
     link = FakeLink(stop, [question()])
     with pytest.raises(KeyboardInterrupt):
@@ -276,7 +287,7 @@ def test_an_idle_node_looks_less_often(
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     link = FakeLink(stop, [None] * 80 + [question()])
     NodeRunner(lambda: link, Counter().app, {}, pace=Pace()).run(stop)
-    assert waits[:10] == [0.05] * 10
+    assert waits[:10] == [0.2] * 10
     assert max(waits) == pytest.approx(1.0)
     assert sorted(waits[:-1]) == waits[:-1]
-    assert waits[-1] == 0.05  # quick again after a message
+    assert waits[-1] == 0.2  # quick again after a message
