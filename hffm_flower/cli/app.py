@@ -10,7 +10,17 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from hffm_flower.cli import compare, data, doctor, evaluate, network, run, topology
+from hffm_flower.cli import (
+    certs,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    network,
+    node,
+    run,
+    topology,
+)
 from hffm_flower.errors import AssetError, ConfigError, HffmError, Interrupted
 from hffm_flower.version import __version__
 
@@ -27,7 +37,9 @@ app.command("eval")(evaluate.eval_command)
 app.command("data")(data.data_command)
 app.command("topology")(topology.topology_command)
 app.command("network")(network.network_command)
+app.command("node")(node.node_command)
 app.command("doctor")(doctor.doctor_command)
+app.add_typer(certs.certs, name="certs")
 
 BAD_INPUT = 2
 FAILED = 1

@@ -1,0 +1,303 @@
+"""Certificates do what they are made for, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import stat
+import threading
+from collections.abc import Callable
+from concurrent import futures
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import cast
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from hffm_flower.errors import ConfigError, OutputError
+from hffm_flower.pki import LONGEST_DAYS, Party, Role
+from hffm_flower.pki_folder import add, create, inspect
+
+PARTIES = [
+    Party.parse("cloud=cloud.example,10.0.0.1", Role.SERVER),
+    Party.parse("edge-0", Role.EDGE),
+    Party.parse("device-0=127.0.0.1,::1", Role.DEVICE),
+    Party.parse("device-1=127.0.0.1", Role.DEVICE),
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pki") / "certs"
+    create(root, PARTIES)
+    return root
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def test_every_machine_has_its_folder_and_only_its_own_keys(made: Path) -> None:
+    tls, node = {"ca.pem", "cert.pem", "key.pem"}, {"supernode.key", "supernode.pub"}
+    assert {str(Path(name)) for name in files(made)} == {
+        "ca/cert.pem", "ca/key.pem", *(f"cloud/{f}" for f in tls),
+        *(f"{m}/{f}" for m in ("edge-0", "device-0", "device-1") for f in tls | node),
+    }  # fmt: skip
+    keys = [content for name, content in files(made).items() if name.endswith("key.pem")]
+    assert len(set(keys)) == len(keys)
+
+
+def test_modes(made: Path) -> None:
+    for path in (made, *made.rglob("*")):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if path.is_dir():
+            assert mode == 0o700, path
+        elif path.name in {"key.pem", "supernode.key"}:
+            assert mode == 0o600, path
+            assert b"PRIVATE KEY" in path.read_bytes()
+        else:
+            assert b"PRIVATE" not in path.read_bytes()
+
+
+def test_names_are_those_given_and_loopback_only_for_servers(made: Path) -> None:
+    names = {found.name: found.names for found in inspect(made)}
+    assert names == {
+        "ca": (),
+        "cloud": ("cloud", "cloud.example", "10.0.0.1", "localhost", "127.0.0.1", "::1"),
+        "edge-0": ("edge-0", "localhost", "127.0.0.1", "::1"),
+        "device-0": ("device-0", "127.0.0.1", "::1"),
+        "device-1": ("device-1", "127.0.0.1"),
+    }
+
+
+def test_supernode_keys_are_what_flower_reads(made: Path) -> None:
+    from flwr.cli.supernode.register import try_load_public_key
+
+    private = serialization.load_ssh_private_key(
+        (made / "device-0" / "supernode.key").read_bytes(), None
+    )
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    public = private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    assert try_load_public_key(made / "device-0" / "supernode.pub") == public
+
+
+def context(folder: Path, purpose: ssl.Purpose) -> ssl.SSLContext:
+    made_for = ssl.create_default_context(purpose, cafile=str(folder / "ca.pem"))
+    made_for.verify_flags |= ssl.VERIFY_X509_STRICT
+    made_for.verify_mode = ssl.CERT_REQUIRED
+    made_for.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return made_for
+
+
+def handshake(server: Path, client: Path, name: str) -> str:
+    """Mutual TLS over a socket pair; the client's common name as the server sees it."""
+    near, far = socket.socketpair()
+    seen: list[object] = []
+
+    def serve() -> None:
+        try:
+            with context(server, ssl.Purpose.CLIENT_AUTH).wrap_socket(far, server_side=True) as s:
+                seen.append(dict(s.getpeercert()["subject"][0])["commonName"])  # type: ignore
+                s.sendall(b"ok")
+        except ssl.SSLError as error:
+            seen.append(error)
+        finally:
+            far.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        wrap = context(client, ssl.Purpose.SERVER_AUTH).wrap_socket
+        with wrap(near, server_hostname=name) as s:
+            s.settimeout(10)
+            assert s.recv(2) == b"ok", seen
+    finally:
+        near.close()
+        thread.join(10)
+    return str(seen[0])
+
+
+@pytest.mark.parametrize("name", ["device-0", "127.0.0.1", "::1"])
+def test_ssl_accepts_mutual_tls_between_devices(made: Path, name: str) -> None:
+    assert handshake(made / "device-0", made / "device-1", name) == "device-1"
+
+
+def test_ssl_refuses_a_name_that_was_not_given(made: Path) -> None:
+    with pytest.raises(ssl.SSLCertVerificationError, match="device-1"):
+        handshake(made / "device-0", made / "device-1", "device-1")
+
+
+def test_a_server_certificate_is_no_client(made: Path) -> None:
+    with pytest.raises((ssl.SSLError, AssertionError, OSError)):
+        handshake(made / "device-0", made / "cloud", "device-0")
+
+
+def test_ssl_refuses_an_expired_certificate(tmp_path: Path) -> None:
+    root = tmp_path / "certs"
+    create(root, PARTIES)
+    add(root, PARTIES[2:3], days=1, force=True, now=datetime.now(UTC) - timedelta(days=2))
+    with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
+        handshake(root / "device-0", root / "device-1", "device-0")
+    faults = {found.name: found.faults for found in inspect(root)}
+    assert faults.pop("device-0") == ("expired",)
+    assert set(faults.values()) == {()}
+    add(root, PARTIES[2:3], force=True)
+    assert handshake(root / "device-0", root / "device-1", "device-0") == "device-1"
+
+
+def test_another_authority_is_refused(made: Path, tmp_path: Path) -> None:
+    create(tmp_path / "other", PARTIES)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(tmp_path / "other" / "device-0", made / "device-1", "device-0")
+
+
+def test_grpc_accepts_mutual_tls_and_refuses_strangers(made: Path, tmp_path: Path) -> None:
+    create(tmp_path / "other", PARTIES)
+
+    def parts(folder: Path) -> tuple[bytes, bytes, bytes]:
+        ca, key, cert = ((folder / f).read_bytes() for f in ("ca.pem", "key.pem", "cert.pem"))
+        return ca, key, cert
+
+    def caller(request: bytes, context: grpc.ServicerContext) -> bytes:
+        names = cast("dict[str, list[bytes]]", context.auth_context())
+        return names["x509_common_name"][0]
+
+    handler = grpc.method_handlers_generic_handler(
+        "test.Peer", {"Who": grpc.unary_unary_rpc_method_handler(caller)}
+    )
+    ca, key, cert = parts(made / "device-0")
+    credentials = grpc.ssl_server_credentials(
+        [(key, cert)], root_certificates=ca, require_client_auth=True
+    )
+    server = grpc.server(futures.ThreadPoolExecutor(2), handlers=[handler])
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+
+    def who(folder: Path, root: Path) -> bytes:
+        own = grpc.ssl_channel_credentials((root / "ca.pem").read_bytes(), *parts(folder)[1:])
+        with grpc.secure_channel(f"127.0.0.1:{port}", own) as channel:
+            call = cast("Callable[..., bytes]", channel.unary_unary("/test.Peer/Who"))
+            return call(b"", timeout=10)
+
+    try:
+        assert who(made / "device-1", made / "device-1") == b"device-1"
+        with pytest.raises(grpc.RpcError):
+            who(tmp_path / "other" / "device-1", made / "device-1")
+    finally:
+        server.stop(None).wait(10)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "ca", "Cloud", "a b", "../up", "a.b", "-a", "a" * 64, "a=*.example", "a=10.0.0.256",
+     "a=b_c", "a=b..c", "a=b,", "a=http://b", "a=b:80", f"a={'b.' * 127}cc"],
+)  # fmt: skip
+def test_bad_names_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        Party.parse(text, Role.SERVER)
+
+
+@pytest.mark.parametrize("days", [0, -1, LONGEST_DAYS + 1])
+def test_days_out_of_range(days: int, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"--days {days}"):
+        create(tmp_path / "certs", PARTIES, days=days)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_machines_of_one_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="edge-0 is named more than once"):
+        create(tmp_path / "certs", [PARTIES[1], PARTIES[1]])
+
+
+def test_nothing_is_written_over_without_force(tmp_path: Path) -> None:
+    root = tmp_path / "certs"
+    create(root, PARTIES)
+    before = files(root)
+    with pytest.raises(OutputError, match="--force"):
+        create(root, PARTIES)
+    with pytest.raises(OutputError, match="--force"):
+        add(root, PARTIES[:1])
+    assert files(root) == before
+    create(root, PARTIES[:1], force=True)
+    assert {p.name for p in root.iterdir()} == {"ca", "cloud"}
+    assert files(root)["ca/cert.pem"] != before["ca/cert.pem"]
+    assert [p.name for p in tmp_path.iterdir()] == ["certs"]
+
+
+def test_force_deletes_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years", encoding="utf-8")
+    with pytest.raises(OutputError, match=r"thesis\.txt"):
+        create(tmp_path, PARTIES, force=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_failure_on_the_way_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "certs"
+    create(root, PARTIES)
+    before = files(root)
+    rename = os.rename
+
+    def fail(source: Path, target: Path) -> None:
+        if Path(source).name == "new":
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(OutputError, match="No space left"):
+        create(root, PARTIES, force=True)
+    assert files(root) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["certs"]
+
+
+def test_added_machines_end_with_the_authority_at_the_latest(tmp_path: Path) -> None:
+    root, now = tmp_path / "certs", datetime.now(UTC)
+    create(root, PARTIES[:1], now=now - timedelta(days=LONGEST_DAYS - 10))
+    add(root, PARTIES[2:3], days=365)
+    found = {f.name: f for f in inspect(root)}
+    assert found["device-0"].until == found["ca"].until
+    assert found["device-0"].soon
+    assert found["device-0"].faults == ()
+    with pytest.raises(ConfigError, match="has expired"):
+        add(root, PARTIES[3:], now=now + timedelta(days=11))
+
+
+def test_inspect_sees_open_keys_strangers_and_the_future(made: Path, tmp_path: Path) -> None:
+    root = tmp_path / "certs"
+    create(root, PARTIES, now=datetime.now(UTC) + timedelta(days=1))
+    (root / "edge-0" / "key.pem").chmod(0o644)
+    (root / "cloud" / "cert.pem").write_bytes((made / "cloud" / "cert.pem").read_bytes())
+    faults = {f.name: f.faults for f in inspect(root)}
+    assert faults["device-0"] == ("not valid yet",)
+    assert faults["edge-0"] == ("not valid yet", "key.pem can be read by others")
+    assert faults["cloud"] == ("not signed by this authority",)
+
+
+def test_folders_without_an_authority(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no authority"):
+        add(tmp_path, PARTIES)
+    with pytest.raises(ConfigError, match="no certificate"):
+        inspect(tmp_path)
+    create(tmp_path / "certs", PARTIES)
+    key = (tmp_path / "certs" / "cloud" / "key.pem").read_bytes()
+    (tmp_path / "certs" / "ca" / "key.pem").write_bytes(key)
+    with pytest.raises(ConfigError, match="do not belong together"):
+        add(tmp_path / "certs", PARTIES, force=True)
+    other = ed25519.Ed25519PrivateKey.generate()
+    for protection, why in (
+        (serialization.NoEncryption(), "not on an elliptic curve"),
+        (serialization.BestAvailableEncryption(b"secret"), "encrypted"),
+    ):
+        pem = other.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection
+        )
+        (tmp_path / "certs" / "ca" / "key.pem").write_bytes(pem)
+        with pytest.raises(ConfigError, match=why):
+            add(tmp_path / "certs", PARTIES, force=True)
