@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from clients.outbox import Transmission
 from hffm_flower.d2d import (
     Fault,
     Parcel,
@@ -44,6 +45,7 @@ CASES: list[Case] = list(itertools.product(PLANS, Fault, FAULTY))
 class Outcome:
     held: dict[int, tuple[Parcel, ...]]
     took_s: float
+    sent: list[Transmission]
 
 
 def run(reactor: Reactor, case: Case) -> Outcome:
@@ -69,7 +71,7 @@ def run(reactor: Reactor, case: Case) -> Outcome:
     cluster.close()
     if fault == Fault.HEAD_DEAD:
         came[faulty] = None
-    return Outcome({i: held for i, held in came.items() if held is not None}, took_s)
+    return Outcome({i: held for i, held in came.items() if held is not None}, took_s, exchange.sent)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +89,14 @@ def test_live_devices_hold_what_play_gives(outcomes: dict[Case, Outcome], case: 
     assert held.keys() == want.held.keys()
     assert [i for i in held if not same_parcels(held[i], want.held[i])] == []
     assert outcomes[case].took_s < DEADLINE_S + 1.0
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c[1] == Fault.DUPLICATE], ids=str)
+def test_a_sender_takes_a_duplicate_for_a_receipt(
+    outcomes: dict[Case, Outcome], case: Case
+) -> None:
+    assert outcomes[case].sent
+    assert [s for s in outcomes[case].sent if not s.arrived] == []
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c)))
