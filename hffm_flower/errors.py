@@ -8,6 +8,7 @@ HffmError
 |-- ProtocolError      a node answered something that this version cannot use
 |-- DivergedError    training or a server optimiser left the finite numbers
 |-- QuorumError        too few nodes answered before the deadline
+|-- PeerError          a device refused another one's message
 `-- Interrupted        the user asked the run to stop
 
 A faulty node is data (logged, dropped, its mass renormalised), never an
@@ -58,6 +59,10 @@ class DivergedError(HffmError):
 
 class QuorumError(HffmError):
     """Too few nodes answered before the deadline."""
+
+
+class PeerError(HffmError):
+    """A message between two devices that the receiver does not take."""
 
 
 class Interrupted(HffmError):

@@ -1,0 +1,103 @@
+"""A device's step, one sender at a time: memory of one model, however many send.
+
+Gives, bit for bit, what `hffm_flower.d2d.incoming` gives for all messages at once; a property
+test holds the two equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Final
+
+from hffm_flower.d2d import Parcel, PeerStep
+from hffm_flower.modules import Merger, ModularUpdate, ModuleKey
+
+HEADROOM: Final = 16
+"""Binary digits by which the first mass is taken smaller: later ones may be 2**130 times it."""
+
+
+class Gathering:
+    """What a device kept, then its senders' parcels in the order of their index."""
+
+    def __init__(self, kept: tuple[Parcel, ...], step: PeerStep, me: int, *, summing: bool) -> None:
+        self._step = step
+        self._me = me
+        self._summing = summing
+        self._kept = kept
+        self._held: list[Parcel] = []
+        self._sum = _Sum()
+        self._devices: dict[ModuleKey, set[int]] = {}
+        self._intact = True
+        for parcel in kept:
+            self._hold(parcel)
+
+    def add(self, src: int, parcels: tuple[Parcel, ...] | None) -> None:
+        """Take the message of ``src``; None: it did not come."""
+        if parcels is None:
+            self._intact = False
+            return
+        whole = all(share == 1.0 for share in self._step.sends[src][self._me].values())
+        for parcel in parcels:
+            if whole and any(
+                self._devices.get(k, set()) & b.keys() for k, b in parcel.behind.items()
+            ):
+                self._intact = False
+            else:
+                self._hold(parcel)
+
+    def result(self) -> tuple[Parcel, ...]:
+        """What the device holds now."""
+        if not self._step.sources(self._me):
+            return self._kept
+        held = [self._sum.result()] if self._summing else self._held
+        if not self._intact:
+            nothing = Parcel(ModularUpdate({}, {}), {})
+            held = [dataclasses.replace(p, intact=False) for p in held or [nothing]]
+        return tuple(p for p in held if p.matters())
+
+    def _hold(self, parcel: Parcel) -> None:
+        for key, devices in parcel.behind.items():
+            self._devices.setdefault(key, set()).update(devices)
+        if self._summing:
+            self._sum.add(parcel)
+        else:
+            self._held.append(parcel)
+
+
+class _Sum:
+    """`join`, one parcel at a time: masses in powers of two of a module's first one.
+
+    `join` takes the largest one, which is not known here; no bit of a mean depends on it while
+    all products fit in float32.
+    """
+
+    def __init__(self) -> None:
+        self._only: Parcel | None = None
+        self._count = 0
+        self._merger = Merger()
+        self._power: dict[ModuleKey, int] = {}
+        self._behind: dict[ModuleKey, dict[int, float]] = {}
+        self._intact = True
+
+    def add(self, parcel: Parcel) -> None:
+        self._count += 1
+        self._only = parcel if self._count == 1 else None
+        self._intact &= parcel.intact
+        mass = parcel.update.mass
+        for key, devices in parcel.behind.items():
+            if mass[key] > 0.0:
+                self._power.setdefault(key, math.frexp(mass[key])[1] + HEADROOM)
+            into = self._behind.setdefault(key, {})
+            for device, n in devices.items():
+                into[device] = into.get(device, 0.0) + n
+        near_one = {k: math.ldexp(n, -self._power.get(k, 0)) for k, n in mass.items()}
+        self._merger.add(ModularUpdate(parcel.update.state, near_one))
+
+    def result(self) -> Parcel:
+        if self._only is not None:
+            return self._only
+        merged = self._merger.result()
+        mass = {k: math.ldexp(n, self._power[k]) for k, n in merged.mass.items()}
+        behind = {k: dict(sorted(self._behind[k].items())) for k in mass}
+        return Parcel(ModularUpdate(merged.state, mass), behind, self._intact)

@@ -1,0 +1,126 @@
+"""The sending side of a peer: one message, tried until it is there or time is up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Final
+
+import grpc.aio
+
+from hffm_flower.modules import ModuleKey
+from hffm_flower.rpc import exchange_pb2 as pb
+from hffm_flower.rpc.channel import Credentials, open_channel
+from hffm_flower.rpc.codec import Letter, Turn, Verdict
+from hffm_flower.rpc.exchange_pb2_grpc import PeerExchangeStub
+from hffm_flower.rpc.tickets import Ticket
+
+_log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S: Final = 0.05
+LONGEST_PAUSE_S: Final = 2.0
+THERE: Final = frozenset({Verdict.ACCEPTED, Verdict.DUPLICATE})
+AGAIN: Final = frozenset({Verdict.NOT_READY, Verdict.TRUNCATED, Verdict.CHECKSUM})
+
+
+@dataclass(frozen=True, slots=True)
+class Transmission:
+    """What one message put on the air.
+
+    Attributes:
+        turn: Phase, segment and step.
+        src: Device that sent.
+        dst: Device that it was for.
+        payload_bytes: Safetensors bytes handed to the network, of all tries.
+        header_bytes: Header and seal, of all tries.
+        modules: What it carried.
+        tries: How often it was sent.
+        arrived: The receiver has it.
+    """
+
+    turn: Turn
+    src: int
+    dst: int
+    payload_bytes: int
+    header_bytes: int
+    modules: tuple[ModuleKey, ...]
+    tries: int
+    arrived: bool
+
+
+class _Try:
+    """One try; counts what is really sent."""
+
+    def __init__(self, letter: Letter) -> None:
+        self._letter = letter
+        self.payload_bytes = 0
+        self.header_bytes = 0
+        self.problem = "out of time"
+
+    async def chunks(self) -> AsyncIterator[pb.Chunk]:
+        for chunk in self._letter.chunks():
+            yield chunk
+            if chunk.WhichOneof("part") == "opening":  # it was taken: gRPC asks for the next
+                self.header_bytes = len(chunk.opening.header) + len(chunk.opening.seal)
+            else:
+                self.payload_bytes += len(chunk.data)
+
+
+class Outbox:
+    """Messages of one device in one edge round. Lives on the event loop."""
+
+    def __init__(self, ticket: Ticket, credentials: Credentials | None) -> None:
+        self._ticket = ticket
+        self._credentials = credentials
+        self._channels: dict[int, grpc.aio.Channel] = {}
+
+    async def send(self, turn: Turn, dst: int, letter: Letter, *, limit: float) -> Transmission:
+        """Send until it is there, the receiver does not want it, or ``limit`` (loop time)."""
+        pause_s = FIRST_PAUSE_S
+        tries = payload = header = 0
+        verdict: Verdict | None = None
+        problem = "out of time"
+        while (left_s := limit - asyncio.get_running_loop().time()) > 0:
+            attempt = _Try(letter)
+            verdict = await self._try(dst, attempt, left_s)
+            tries += 1
+            problem = attempt.problem
+            payload += attempt.payload_bytes
+            header += attempt.header_bytes
+            if verdict is not None and verdict not in AGAIN:
+                break
+            await asyncio.sleep(max(0.0, min(pause_s, limit - asyncio.get_running_loop().time())))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        if verdict not in THERE:
+            _log.info(
+                "device %d did not reach %d in %s: %s", self._ticket.index, dst, turn, problem
+            )
+        return Transmission(
+            turn, self._ticket.index, dst, payload, header, letter.modules, tries, verdict in THERE
+        )
+
+    async def close(self) -> None:
+        """Cut all connections."""
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+
+    async def _try(self, dst: int, attempt: _Try, left_s: float) -> Verdict | None:
+        """The receiver's verdict; None if it did not answer."""
+        if dst not in self._channels:
+            seat = self._ticket.seats[dst]
+            self._channels[dst] = open_channel(seat.address, self._credentials)
+        push = PeerExchangeStub(self._channels[dst]).Push
+        try:
+            receipt: pb.Receipt = await push(attempt.chunks(), timeout=left_s)
+            verdict = Verdict(receipt.verdict)
+        except grpc.aio.AioRpcError as error:
+            attempt.problem = f"{error.code().name.lower()}: {error.details()}"
+            return None
+        except ValueError:  # a verdict of a protocol to come
+            attempt.problem = f"verdict {receipt.verdict}"
+            return None
+        attempt.problem = f"{verdict.name.lower()}: {receipt.detail}"
+        return verdict
