@@ -25,6 +25,7 @@ from hffm_flower.schedule import METHODS
 from hffm_flower.sections import (
     D2DConfig,
     DataConfig,
+    DeployConfig,
     ModelConfig,
     PathsConfig,
     RadioConfig,
@@ -56,6 +57,7 @@ class RunConfig(Section):
     server: ServerConfig = ServerConfig()
     d2d: D2DConfig = D2DConfig()
     radio: RadioConfig = RadioConfig()
+    deploy: DeployConfig = DeployConfig()
     simulation: SimulationConfig = SimulationConfig()
     paths: PathsConfig = PathsConfig()
     _origin: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -116,10 +118,10 @@ class RunConfig(Section):
         return Path(named).expanduser() if named else Path.home() / ".cache" / "hffm-flower"
 
     def fingerprint(self) -> str:
-        """Digest of the settings that all nodes share; paths, radio and hardware are their own."""
+        """Digest of what all nodes share; paths, radio, roles and hardware are their own."""
+        own = ("paths.", "simulation.", "radio.", "deploy.", "train.device")
         shared = {
-            k: v for k, v in self.to_flwr().items()
-            if not k.startswith(("paths.", "simulation.", "radio.")) and k != "train.device"
+            k: v for k, v in self.to_flwr().items() if not k.startswith(own)
         }  # fmt: skip
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -28,6 +28,8 @@ MODULES: Final = "modules"
 MASS: Final = "mass"
 CONFIG: Final = "config"
 REPORT: Final = "report"
+TRANSFERS: Final = "transfers"
+"""In a deployed edge's report: lines of its ledger."""
 
 
 def to_bytes(state: ModularState) -> bytes:

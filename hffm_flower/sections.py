@@ -136,6 +136,18 @@ class RadioConfig(Section):
     device_battery_j: float = Field(10_000.0, gt=0)
 
 
+class DeployConfig(Section):
+    """A tree of real processes; ``hffm up``, ``hffm cloud`` and ``hffm edge`` fill this in."""
+
+    tier: Literal["sim", "cloud", "edge"] = Field(
+        "sim", description="what this ServerApp is: the whole tree, the cloud, one edge"
+    )
+    edge: int = Field(0, ge=0, description="index of this edge")
+    gateway: str = Field("127.0.0.1:9200", description="where this edge hears its upstream node")
+    certificates: str = Field("", description="this machine's folder, made by hffm certs")
+    insecure: bool = Field(False, description="no TLS; only on a machine of your own")
+
+
 class SimulationConfig(Section):
     """Ray-backed simulation on this machine."""
 

@@ -14,8 +14,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 
 from hffm_flower.errors import ProtocolError, QuorumError
+from hffm_flower.ledger import Ledger, from_line
 from hffm_flower.modules import ModularState, ModuleKey
-from hffm_flower.records import CONFIG, MODULES, REPORT, modules_record, words
+from hffm_flower.records import CONFIG, MODULES, REPORT, TRANSFERS, modules_record, words
 from hffm_flower.report import RoundReport
 from hffm_flower.schedule import Schedule, Scope
 from strategies.grids import EVALUATE_CLUSTER, TRAIN_CLUSTER, instruction
@@ -42,6 +43,7 @@ class CloudStrategy(ModularStrategy):
         quorum: As in `ModularStrategy`.
         deadline_s: As in `ModularStrategy`, for one edge round.
         report_every: Edge rounds between reports where nothing reaches the cloud.
+        ledger: Where the transfers that edges report are entered.
         on_round: Called once per edge round, in order.
     """
 
@@ -57,6 +59,7 @@ class CloudStrategy(ModularStrategy):
         deadline_s: float,
         report_every: int,
         on_round: OnRound,
+        ledger: Ledger | None = None,
     ) -> None:
         super().__init__(
             members, schedule, rule=rule, optimizer=optimizer, quorum=quorum,
@@ -67,6 +70,7 @@ class CloudStrategy(ModularStrategy):
         self.exchanges = schedule.exchanges(report_every)
         self._cloud_keys = frozenset(schedule.scoped(Scope.CLOUD))
         self._on_round = on_round
+        self._ledger = ledger or Ledger()
         self._held: dict[int, dict[ModuleKey, int]] = {n: {} for n in members}
         self._sent: dict[int, dict[ModuleKey, int]] = {}
         self._reports: dict[int, RoundReport] = {}
@@ -156,6 +160,9 @@ class CloudStrategy(ModularStrategy):
             for report in _reports_of(answer.message):
                 if report.t in self._reports:
                     self._reports[report.t].add(report)
+            lines = words(answer.message.content, REPORT).get(TRANSFERS)
+            for line in lines if isinstance(lines, list) else []:
+                self._ledger.extend(from_line(str(line))[1])
             node = answer.message.metadata.src_node_id
             self._held[node] = self._sent[node]
         for index, why in got.refused.items():

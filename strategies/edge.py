@@ -30,7 +30,7 @@ from hffm_flower.records import (
 )
 from hffm_flower.report import RoundReport, Score
 from hffm_flower.schedule import Schedule, Scope
-from strategies.grids import EVALUATE, EVALUATE_CLUSTER, TRAIN, instruction
+from strategies.grids import EVALUATE, EVALUATE_CLUSTER, TRAIN, ClusterRound, instruction
 from strategies.modular import Gathered, Member, ModularStrategy
 from strategies.selection import participants
 
@@ -86,45 +86,47 @@ class EdgeStrategy(ModularStrategy):
         self.personal = frozenset(schedule.scoped(Scope.DEVICE))
         self.lower_tier = "device" if self.personal else "edge"
         self.report = RoundReport(0)
+        self.t = 0
+        self.reports: list[RoundReport] = []
         self._on_round = on_round
         self.final_modules: dict[ModuleKey, ModuleState] = {}
-        self._trained: dict[ModuleKey, dict[int, float]] = defaultdict(dict)
+        self.trained: dict[ModuleKey, dict[int, float]] = defaultdict(dict)
 
-    def cluster_round(
-        self, message: Message
-    ) -> Generator[list[Message], Iterable[Message], Message]:
+    def cluster_round(self, kind: str, content: RecordDict) -> ClusterRound:
         """Play the edge's share of a cloud message.
 
         Args:
-            message: ``train.cluster`` (edge rounds ``first`` to ``last``) or
+            kind: ``train.cluster`` (edge rounds ``first`` to ``last``) or
                 ``evaluate.cluster`` (the cloud's model, after round ``last``).
+            content: First and last round, and modules that the edge has not.
         """
-        content = message.content
         first, last = number(content, CONFIG, "first"), number(content, CONFIG, "last")
-        evaluates = message.metadata.message_type == EVALUATE_CLUSTER
-        self.adopt(modules_of(content), last if evaluates else first - 1)
-        reports: list[RoundReport] = []
-        if evaluates:
-            reports.append(RoundReport(last))
-            self.score((yield self.ask_evaluate(reports[0])), reports[0], "cloud")
-            return _reply(message, ModularUpdate({}, {}), reports)
-        for t in range(first, last + 1):
+        if kind == EVALUATE_CLUSTER:
+            self.adopt(modules_of(content), last)
+            report = RoundReport(last)
+            self.score((yield self.ask_evaluate(report)), report, "cloud")
+            return _reply(ModularUpdate({}, {}), [report])
+        if self.t < first:
+            self.adopt(modules_of(content), first - 1)
+            self.reports = []
+        for t in range(max(first, self.t + 1), last + 1):
             report = RoundReport(t)
             self.learn((yield from self.collect(report)), report)
             if t in self.evaluated:
                 self.score((yield self.ask_evaluate(report)), report, self.lower_tier)
-            reports.append(report)
+            self.t = t
+            self.reports.append(report)
             self._on_round(report)
         if last == self.schedule.rounds:
             self.final_modules = dict(self.modules)
-        return _reply(message, self.contribution(self.schedule.due(last)), reports)
+        return _reply(self.contribution(self.schedule.due(last)), self.reports)
 
     def adopt(self, modules: Mapping[ModuleKey, ModuleState], t: int) -> None:
         """Take modules from the cloud; what was trained on them before is accounted for."""
         self.modules = {**self.modules, **modules}
         self.versions = {**self.versions, **dict.fromkeys(modules, t)}
         for key in modules:
-            self._trained.pop(key, None)
+            self.trained.pop(key, None)
 
     def contribution(self, due: Collection[ModuleKey]) -> ModularUpdate:
         """The edge's update of the modules that are due.
@@ -132,7 +134,7 @@ class EdgeStrategy(ModularStrategy):
         A module's mass counts the distinct devices that have trained it since its last
         cloud aggregation, each with its latest number of examples.
         """
-        mass = {k: sum(self._trained[k].values()) for k in due if self._trained.get(k)}
+        mass = {k: sum(self.trained[k].values()) for k in due if self.trained.get(k)}
         return ModularUpdate({k: self.modules[k] for k in mass}, mass)
 
     def drawn(self, t: int) -> list[int]:
@@ -171,7 +173,7 @@ class EdgeStrategy(ModularStrategy):
             report.trained += int(_scalar(figures.get("examples")))
             report.work[str(answer.member.index)] = _scalar(figures.get("flops"))
         for key, who in got.behind.items():
-            self._trained[key].update(who)
+            self.trained[key].update(who)
         log.info("edge %d round %d: %d devices", self.index, report.t, len(used))
 
     def ask_evaluate(self, report: RoundReport) -> list[Message]:
@@ -244,15 +246,14 @@ class EdgeStrategy(ModularStrategy):
         )
 
 
-def _reply(message: Message, update: ModularUpdate, reports: list[RoundReport]) -> Message:
-    content = RecordDict(
+def _reply(update: ModularUpdate, reports: list[RoundReport]) -> RecordDict:
+    return RecordDict(
         {
             MODULES: modules_record(update.state),
             MASS: mass_record(update.mass),
             REPORT: ConfigRecord({"rounds": [r.to_json() for r in reports]}),
         }
     )
-    return Message(content, reply_to=message)
 
 
 def _score(values: object) -> Score | None:

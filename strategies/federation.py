@@ -8,31 +8,36 @@ import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from flwr.serverapp import Grid
 
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError, HffmError, Interrupted, QuorumError
 from hffm_flower.ledger import CLOUD, Ledger, traffic
-from hffm_flower.modules import ModularState
-from hffm_flower.records import PROTOCOL, modules_record, write_state
+from hffm_flower.modules import ModularState, ModuleKey
+from hffm_flower.profile import NodeProfile
+from hffm_flower.records import modules_record, write_state
 from hffm_flower.report import RoundReport, TaskFacts
 from hffm_flower.result import build, means, task_facts
 from hffm_flower.runfiles import RunFiles
 from hffm_flower.schedule import METHODS, Schedule, Scope
-from hffm_flower.tree import groups_of, plan_options, plant
-from hffm_flower.version import __version__
+from hffm_flower.tree import groups_of, plant
 from hffm_flower.wireless.pricing import price
 from strategies.cloud import CloudStrategy
 from strategies.edge import EdgeStrategy
 from strategies.grids import NestedGrid
 from strategies.modular import Member
 from strategies.peer_grid import PeerGrid
-from strategies.peering import PeerEdgeStrategy
-from strategies.planner import NO_PLAN, PeerPlanner, check_exchange
-from strategies.registration import Registered, initial_modules, register, wait_for_nodes
+from strategies.planner import check_exchange
+from strategies.planting import edge_of, schedule_of
+from strategies.registration import (
+    VERSION,
+    Registered,
+    initial_modules,
+    register,
+    wait_for_nodes,
+)
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +71,12 @@ def federate(
         )
     check_exchange(config)
     stop = stop or threading.Event()
-    federation = Federation(config, files, event, stop)
+    if config.deploy.tier == "cloud":
+        from strategies.cloud_tier import CloudTier
+
+        federation: Federation = CloudTier(config, files, event, stop)
+    else:
+        federation = Federation(config, files, event, stop)
     status, reason = "failed", ""
     try:
         federation.run(grid)
@@ -103,56 +113,71 @@ class Federation:
         self._open: dict[int, list[RoundReport]] = defaultdict(list)
 
     def run(self, grid: Grid) -> None:
+        """Play the whole tree over a grid of devices."""
         config, server = self.config, self.config.server
         nodes = wait_for_nodes(
             grid, config.tree.devices, least=self._quorum(),
             deadline_s=server.deadline_s, stopped=self.stop.is_set,
         )  # fmt: skip
-        view = PeerGrid(grid, nodes, stop=self.stop, watch=self._watch, ledger=self.ledger)
+        view = PeerGrid(grid, nodes, stop=self.stop, watch=self.watch, ledger=self.ledger)
         self.phase = "registering"
         devices, self.refused = register(
-            view, nodes, version=f"{__version__} (protocol {PROTOCOL})",
-            fingerprint=config.fingerprint(),
+            view, nodes, version=VERSION, fingerprint=config.fingerprint(),
             deadline_s=server.deadline_s,
         )  # fmt: skip
         self._refuse(devices, {})
-        self.idle = [d.profile.index for d in devices.values() if d.profile.idle]
-        self.tasks = task_facts(config.data.tasks, (d.profile for d in devices.values()))
-        keys = {key for device in devices.values() for key in device.keys}
-        schedule = Schedule.of(
-            keys, method=config.method, policy=server.modules,
-            period=config.tree.period, rounds=config.rounds,
-        )  # fmt: skip
-        self.cycle = schedule.cycle()
+        schedule = self.take_stock([d.profile for d in devices.values()], devices.values())
         view.hops |= {n: self._hops(d.profile.index) for n, d in devices.items()}
-        shared = keys - set(schedule.scoped(Scope.DEVICE))
         self.phase = "initial modules"
-        initial, silent = initial_modules(view, devices, shared, deadline_s=server.deadline_s)
+        initial, silent = initial_modules(
+            view, devices, self.shared(schedule), deadline_s=server.deadline_s
+        )
         self._refuse(devices, silent)
-        self.files.append_transfers(0, self.ledger.take(0))
         self.edges = self._plant(devices, schedule)
-        self.phase = "training"
+        members = {
+            node: Member(e.index, e.keys, sum(m.examples for m in e.members.values()))
+            for node, e in self.edges.items()
+        }
+        hops = {n: (CLOUD, f"edge/{e.index}") for n, e in self.edges.items()}
+        tree = NestedGrid(view, self.edges, ledger=self.ledger, hops={} if config.flat else hops)
+        self.conduct(members, schedule, initial, tree)
+
+    def take_stock(
+        self, profiles: Iterable[NodeProfile], holders: Iterable[Registered]
+    ) -> Schedule:
+        """Note what the devices are, and what follows from all that they hold."""
+        known = list(profiles)
+        self.idle = [p.index for p in known if p.idle]
+        self.tasks = task_facts(self.config.data.tasks, known)
+        schedule = schedule_of(self.config, {key for h in holders for key in h.keys})
+        self.cycle = schedule.cycle()
+        return schedule
+
+    def shared(self, schedule: Schedule) -> set[ModuleKey]:
+        """Modules that do not stay on their device."""
+        return schedule.placements.keys() - set(schedule.scoped(Scope.DEVICE))
+
+    def conduct(
+        self,
+        members: Mapping[int, Member],
+        schedule: Schedule,
+        initial: ModularState,
+        edges: Grid,
+    ) -> None:
+        """Have the cloud run all rounds over a grid of ``edges``."""
+        server = self.config.server
+        self.files.append_transfers(0, self.ledger.take(0))
         cloud = CloudStrategy(
-            {
-                node: Member(e.index, e.keys, sum(m.examples for m in e.members.values()))
-                for node, e in self.edges.items()
-            },
-            schedule, initial,
+            members, schedule, initial,
             rule=server.rule, optimizer=server.optimizer, quorum=server.quorum,
             deadline_s=server.deadline_s, report_every=server.evaluate_every,
-            on_round=self._on_round,
+            on_round=self._on_round, ledger=self.ledger,
         )  # fmt: skip
         self.exchanges = frozenset(cloud.exchanges)
+        self.phase = "training"
         with _quiet_flower():
             cloud.start(
-                NestedGrid(
-                    view,
-                    self.edges,
-                    ledger=self.ledger,
-                    hops={}
-                    if config.flat
-                    else {n: (CLOUD, f"edge/{e.index}") for n, e in self.edges.items()},
-                ),
+                edges,
                 modules_record(initial),
                 num_rounds=len(cloud.exchanges),
                 timeout=cloud.round_timeout_s(),
@@ -182,29 +207,18 @@ class Federation:
     def _plant(
         self, devices: Mapping[int, Registered], schedule: Schedule
     ) -> dict[int, EdgeStrategy]:
-        config, server = self.config, self.config.server
         node_of = {d.profile.index: n for n, d in devices.items() if not d.profile.idle}
-        edges: dict[int, EdgeStrategy] = {}
-        for index, cluster in enumerate(groups_of(config, self.network)):
-            members = {node_of[k]: devices[node_of[k]].member() for k in cluster if k in node_of}
-            settings: dict[str, Any] = {
-                "seed": config.seed, "fraction": server.fraction, "rule": server.rule,
-                "optimizer": server.optimizer, "quorum": server.quorum,
-                "deadline_s": server.deadline_s, "report_every": server.evaluate_every,
-                "on_round": self._on_edge_round,
-            }  # fmt: skip
-            if config.d2d.plan == NO_PLAN:
-                edges[index + 1] = EdgeStrategy(index, members, schedule, **settings)
-            else:
-                planner = PeerPlanner(
-                    config.d2d.plan, plan_options(config), self.network, config.seed
-                )
-                edges[index + 1] = PeerEdgeStrategy(
-                    index, members, schedule, planner=planner, **settings
-                )
-        return edges
+        return {
+            index + 1: edge_of(
+                self.config, self.network, index,
+                {node_of[k]: devices[node_of[k]].member() for k in cluster if k in node_of},
+                schedule, on_round=self._on_edge_round,
+            )
+            for index, cluster in enumerate(groups_of(self.config, self.network))
+        }  # fmt: skip
 
-    def _watch(self, done: int, asked: int) -> None:
+    def watch(self, done: int, asked: int) -> None:
+        """Tell how many of the asked nodes have answered."""
         self.event({"event": "wait", "phase": self.phase, "t": self.t, "done": done, "of": asked})
 
     def _on_edge_round(self, report: RoundReport) -> None:

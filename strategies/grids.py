@@ -32,13 +32,18 @@ EDGE_FAILED = 2
 """Error code of an edge that raised (Flower: the client app raised)."""
 
 TRAIN, EVALUATE = "train", "evaluate"
+PROFILE_QUERY, INIT = "query.profile", "query.init"
+BEGIN, END = "query.begin", "query.end"
+"""To a deployed edge: all modules of the run are known; the run is over."""
 UPLOAD = "query.upload"
 """Asks a device for its own update, which was to come by another way and did not."""
 TRAIN_CLUSTER, EVALUATE_CLUSTER = "train.cluster", "evaluate.cluster"
 
 PHASE_OF: Final[Mapping[str, tuple[Phase, Phase]]] = {
-    "query.profile": (Phase.SETUP, Phase.SETUP),
-    "query.init": (Phase.SETUP, Phase.SETUP),
+    PROFILE_QUERY: (Phase.SETUP, Phase.SETUP),
+    INIT: (Phase.SETUP, Phase.SETUP),
+    BEGIN: (Phase.SETUP, Phase.SETUP),
+    END: (Phase.SETUP, Phase.SETUP),
     TRAIN: (Phase.DOWN, Phase.UP),
     UPLOAD: (Phase.ASK, Phase.REPAIR),
     EVALUATE: (Phase.EVALUATE, Phase.EVALUATE),
@@ -183,15 +188,22 @@ class ClusterGrid(GridView):
             )
 
 
+ClusterRound = Generator[list[Message], Iterable[Message], RecordDict]
+"""An edge's share of a cloud message."""
+
+
 class Edge(Protocol):
     """What a grid of edges plays: an edge's share of a cloud message, and its deadline."""
 
     deadline_s: float
 
-    def cluster_round(
-        self, message: Message
-    ) -> Generator[list[Message], Iterable[Message], Message]:
-        """Yield messages for devices, receive their replies, return the edge's reply."""
+    def cluster_round(self, kind: str, content: RecordDict) -> ClusterRound:
+        """Yield messages for devices, receive their replies, return the edge's reply.
+
+        Args:
+            kind: Type of the cloud's message.
+            content: What it says.
+        """
         ...
 
 
@@ -225,7 +237,7 @@ class NestedGrid(ClusterGrid):
 
     def _exchange(self, asked: list[Message], timeout: float | None) -> list[Message]:
         """Play every edge's round to its end; the edges' own deadlines bound it."""
-        rounds: dict[int, Generator[list[Message], Iterable[Message], Message]] = {}
+        rounds: dict[int, ClusterRound] = {}
         pending: dict[int, list[Message]] = {}
         done: dict[int, Message] = {}
         question = {m.metadata.dst_node_id: m for m in asked}
@@ -234,7 +246,7 @@ class NestedGrid(ClusterGrid):
             try:
                 pending[edge] = step()
             except StopIteration as stop:
-                done[edge] = stop.value
+                done[edge] = Message(stop.value, reply_to=question[edge])
             except Interrupted:
                 raise
             except Exception as error:  # a node that fails is data, as behind a real network
@@ -245,7 +257,8 @@ class NestedGrid(ClusterGrid):
                 )
 
         for edge, message in question.items():
-            rounds[edge] = self._edges[edge].cluster_round(message)
+            kind = message.metadata.message_type
+            rounds[edge] = self._edges[edge].cluster_round(kind, message.content)
             advance(edge, partial(next, rounds[edge]))
         while pending:
             sent, pending = pending, {}

@@ -117,7 +117,7 @@ class ModularStrategy(Strategy):
         self.deadline_s = deadline_s
         self.modules: dict[ModuleKey, ModuleState] = {}
         self.versions: dict[ModuleKey, int] = {}
-        self._optimizer = OptimizerPolicy(optimizer)
+        self.optimizer = OptimizerPolicy(optimizer)
 
     @property
     def keys(self) -> tuple[ModuleKey, ...]:
@@ -188,7 +188,7 @@ class ModularStrategy(Strategy):
             final: Modules that this tier decides; the server optimiser acts on these.
         """
         fresh = {
-            key: self._optimizer.step(key, self.modules[key], state) if key in final else state
+            key: self.optimizer.step(key, self.modules[key], state) if key in final else state
             for key, state in update.state.items()
         }
         for key in fresh.keys() & set(final):

@@ -16,11 +16,19 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from hffm_flower.d2d import EDGE, Fault, Parcel, Plan, plan_from_json, play, uploads_of
+from hffm_flower.d2d import EDGE, Fault, Parcel, Plan, mixed, plan_from_json, play, uploads_of
 from hffm_flower.errors import HffmError, ProtocolError
-from hffm_flower.ledger import Phase, Transfer, link_between
+from hffm_flower.ledger import Phase
 from hffm_flower.modules import ModularState, ModularUpdate, ModuleKey
-from hffm_flower.payload import TRAINED, packed, plan_of, trained_record, weigh_parcels
+from hffm_flower.payload import (
+    TRAINED,
+    own_upload,
+    packed,
+    peer_transfer,
+    plan_of,
+    trained_record,
+    weigh_letter,
+)
 from hffm_flower.records import (
     CONFIG,
     MASS,
@@ -32,8 +40,9 @@ from hffm_flower.records import (
     text,
     update_of,
 )
+from hffm_flower.rpc import exchange_pb2 as pb
+from hffm_flower.rpc.codec import Envelope, Turn, Writer
 from strategies.grids import NO_ANSWER, UPLOAD, ClusterGrid, instruction
-from strategies.peering import own_upload
 
 Faults = Callable[[int, int], Mapping[int, Fault]]
 """Edge and edge round -> devices that fail in that exchange, and how."""
@@ -100,24 +109,11 @@ class PeerGrid(ClusterGrid):
         return int(self.hops[node][-1].rpartition("/")[2])
 
     def enter_peers(
-        self, t: int, phase: Phase, step: int, src: int, dst: int, parcels: tuple[Parcel, ...]
+        self, t: int, phase: Phase, step: int, envelope: Envelope, parcels: tuple[Parcel, ...]
     ) -> None:
-        """Enter a message between two devices into the ledger."""
-        weight = weigh_parcels(parcels)
-        a, b = f"device/{src}", f"device/{dst}"
-        self._ledger.add(
-            Transfer(
-                t,
-                phase,
-                step,
-                a,
-                b,
-                link_between(a, b),
-                weight.bytes,
-                weight.header_bytes,
-                weight.modules,
-            )
-        )
+        """Enter a message between two devices into the ledger, as it would weigh over gRPC."""
+        weight = weigh_letter(Writer(dry=True).letter(envelope, parcels))
+        self._ledger.add(peer_transfer(t, phase, step, envelope.src, envelope.dst, weight))
 
 
 class _Exchange:
@@ -126,7 +122,7 @@ class _Exchange:
     def __init__(self, grid: PeerGrid, edge: int) -> None:
         self.grid, self.edge = grid, edge
         self.plan: Plan
-        self.t = 0
+        self.run, self.t = 0, 0
         self.asked: dict[int, Message] = {}
         self.keys: dict[int, tuple[ModuleKey, ...]] = {}
         self.modules: dict[int, ModularState] = {}
@@ -141,6 +137,7 @@ class _Exchange:
         assert found is not None
         node = message.metadata.dst_node_id
         self.plan, self.t = plan_from_json(found[0]), number(message.content, CONFIG, "t")
+        self.run = message.metadata.run_id
         self.asked[node], self.keys[node] = message, found[1]
 
     def deliver(self) -> None:
@@ -154,10 +151,9 @@ class _Exchange:
                 continue
             state = {k: has[hop.src][k] for k in hop.keys}
             has[hop.dst].update(state)
-            parcel = Parcel(
-                ModularUpdate(state, dict.fromkeys(state, 0.0)), {key: {} for key in state}
-            )
-            self.grid.enter_peers(self.t, Phase.SHARE, hop.step, hop.src, hop.dst, (parcel,))
+            parcel = Parcel(ModularUpdate.of(state, 0.0), {key: {} for key in state})
+            envelope = Envelope(self.run, self.t, Turn(pb.DOWN, 0, hop.step), hop.src, hop.dst)
+            self.grid.enter_peers(self.t, Phase.SHARE, hop.step, envelope, (parcel,))
         for node, keys in self.keys.items():
             if lacking := [str(k) for k in keys if k not in has[index_of(node)]]:
                 raise ProtocolError(f"the plan brings device {index_of(node)} no {lacking}")
@@ -202,14 +198,13 @@ class _Exchange:
             faults=faults if last else {},
         )
         for sent in played.sent:
-            self.grid.enter_peers(
-                self.t, Phase.EXCHANGE, segment * len(self.plan.steps) + sent.step,
-                sent.src, sent.dst, sent.parcels,
-            )  # fmt: skip
+            turn = Turn(pb.UP, segment, sent.step)
+            envelope = Envelope(self.run, self.t, turn, sent.src, sent.dst)
+            place = segment * len(self.plan.steps) + sent.step
+            self.grid.enter_peers(self.t, Phase.EXCHANGE, place, envelope, sent.parcels)
         for index, held in played.held.items():
             node = nodes[index]
-            mixed = {k: s for parcel in held for k, s in parcel.update.state.items()}
-            own = {**self.modules[node], **self.updates[node].state, **mixed}
+            own = {**self.modules[node], **self.updates[node].state, **mixed(held)}
             self.modules[node] = {k: own[k] for k in self.keys[node]}
         self._dead = frozenset(nodes[k] for k in played.dead if k in nodes)
         self._parcels = {nodes[k]: p for k, p in uploads_of(played, self.plan).items()}

@@ -181,8 +181,3 @@ class PeerEdgeStrategy(EdgeStrategy):
                 )
         return messages
 
-
-def own_upload(update: ModularUpdate, keys: Iterable[ModuleKey]) -> ModularUpdate:
-    """What a device answers to ``query.upload``: those modules of its own update with mass."""
-    kept = update.only(keys)
-    return kept.only(k for k, mass in kept.mass.items() if mass > 0)

@@ -11,7 +11,8 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -19,13 +20,17 @@ from flwr.serverapp import Grid
 from hffm_flower.errors import HffmError, Interrupted, ProtocolError, QuorumError
 from hffm_flower.modules import ModuleKey, ModuleState, digest, shapes
 from hffm_flower.profile import NodeProfile
-from hffm_flower.records import CONFIG, modules_of, text
-from strategies.grids import instruction
+from hffm_flower.records import CONFIG, PROTOCOL, modules_of, text
+from hffm_flower.tasks import difference
+from hffm_flower.version import __version__
+from strategies.grids import INIT, PROFILE_QUERY, instruction
 from strategies.modular import Member
 
 log = logging.getLogger(__name__)
 
 PROFILE = "profile"
+VERSION = f"{__version__} (protocol {PROTOCOL})"
+"""Package and protocol that nodes of this run must have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +40,12 @@ class Registered:
     Attributes:
         profile: What it is.
         layout: ``kind/name/tensor`` -> dtype and shape, of every module that it holds.
+        skipped: Task -> reason -> examples of its own folders that it does not use.
     """
 
     profile: NodeProfile
     layout: Mapping[str, str]
+    skipped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def member(self) -> Member:
         """The device as its edge knows it."""
@@ -93,7 +100,7 @@ def register(
     questions = [
         instruction(
             RecordDict({CONFIG: ConfigRecord({"t": 0})}),
-            node_id=n, kind="query.profile", t=0, ttl_s=deadline_s,
+            node_id=n, kind=PROFILE_QUERY, t=0, ttl_s=deadline_s,
         )
         for n in nodes
     ]  # fmt: skip
@@ -124,6 +131,8 @@ def register(
             name: (index, shape) for name, shape in device.layout.items() if name not in known
         }
         accepted[node] = device
+        if device.skipped:
+            log.warning("device %d does not use of its own data: %s", index, device.skipped)
     for node, why in refused.items():
         log.warning("node %d refused: %s", node, why)
     return accepted, refused
@@ -200,7 +209,7 @@ def _questions(
             words = {"send": " ".join(send), "digest": " ".join(hashed)}
             content = RecordDict({CONFIG: ConfigRecord({"t": 0, **words})})
             questions.append(
-                instruction(content, node_id=node, kind="query.init", t=0, ttl_s=ttl_s)
+                instruction(content, node_id=node, kind=INIT, t=0, ttl_s=ttl_s)
             )
     return questions
 
@@ -222,6 +231,27 @@ def _initial(
         raise ProtocolError(f"its digests cannot be read: {error}") from error
 
 
+def profile_json(profile: NodeProfile) -> dict[str, Any]:
+    """A profile as plain data; inverse of `profile_of`."""
+    return asdict(profile)
+
+
+def profile_of(raw: Mapping[str, Any]) -> NodeProfile:
+    """Read `profile_json` back.
+
+    Raises:
+        KeyError: A field is missing.
+        ValueError: A field is not what it should be.
+    """
+    return NodeProfile(
+        index=int(raw["index"]),
+        modalities=tuple(raw["modalities"]),
+        tasks={str(t): int(n) for t, n in raw["tasks"].items()},
+        wanted=tuple(raw["wanted"]),
+        tests={str(t): int(n) for t, n in raw["tests"].items()},
+    )
+
+
 def _read(reply: Message, version: str, fingerprint: str) -> Registered:
     if reply.has_error():
         raise ProtocolError(f"no profile: error {reply.error.code}: {reply.error.reason}")
@@ -232,13 +262,16 @@ def _read(reply: Message, version: str, fingerprint: str) -> Registered:
     ):
         if theirs != ours:
             raise ProtocolError(f"device {raw.get('index')}: its {name} {theirs}, here {ours}")
-    profile = NodeProfile(
-        index=int(raw["index"]),
-        modalities=tuple(raw["modalities"]),
-        tasks={str(t): int(n) for t, n in raw["tasks"].items()},
-        wanted=tuple(raw["wanted"]),
-        tests={str(t): int(n) for t, n in raw["tests"].items()},
-    )
-    device = Registered(profile, dict(raw["layout"]))
+    odd = difference(raw.get("definitions", {}))
+    if odd:
+        raise ProtocolError(f"device {raw.get('index')}: {odd}")
+    device = Registered(profile_of(raw), dict(raw["layout"]), _counts(raw.get("skipped", {})))
     _ = device.keys  # layout names are checked here, where a bad one refuses this node alone
     return device
+
+
+def _counts(raw: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    return {
+        str(task): {str(why): int(count) for why, count in reasons.items()}
+        for task, reasons in raw.items()
+    }

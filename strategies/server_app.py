@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from pathlib import Path
 
 from flwr.app import Context
@@ -22,6 +24,14 @@ def main(grid: Grid, context: Context) -> None:
     """Entry point of a Flower run."""
     config = RunConfig.from_flwr(context.run_config)
     out = Path(config.paths.out) if config.paths.out else Path("runs") / str(context.run_id)
+    stop = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    if config.deploy.tier == "edge":
+        from strategies.edge_tier import serve_edge
+
+        serve_edge(grid, config, RunFiles(out), stop=stop)
+        return
     files = RunFiles.create(out)
     log.info("results go to %s", out.resolve())
-    federate(grid, config, files)
+    federate(grid, config, files, stop=stop)

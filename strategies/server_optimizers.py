@@ -106,10 +106,30 @@ class OptimizerPolicy:
 
     def step(self, key: ModuleKey, current: ModuleState, merged: ModuleState) -> dict[str, Tensor]:
         """Next state of module ``key``."""
+        return self._optimizer_of(key).step(current, merged)
+
+
+    def moments(self) -> dict[str, Tensor]:
+        """All moments, named ``module|moment|tensor``; inverse of `restore`."""
+        return {
+            f"{key}|{moment}|{name}": array
+            for key, optimizer in self._of.items()
+            for moment, table in vars(optimizer).items()
+            if isinstance(table, dict)
+            for name, array in table.items()
+        }
+
+    def restore(self, moments: Mapping[str, Tensor]) -> None:
+        """Go on from saved moments."""
+        for where, array in moments.items():
+            key, moment, name = where.split("|")
+            getattr(self._optimizer_of(ModuleKey.parse(key)), moment)[name] = array
+
+    def _optimizer_of(self, key: ModuleKey) -> ServerOptimizer:
         if key not in self._of:
             make = next((m for k, m in self._items if fnmatchcase(key.kind, k)), Mean)
             self._of[key] = make()
-        return self._of[key].step(current, merged)
+        return self._of[key]
 
 
 def _parse(item: str) -> tuple[str, Callable[[], ServerOptimizer]]:

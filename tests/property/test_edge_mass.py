@@ -67,13 +67,13 @@ def play(
     edge: EdgeStrategy, message: Message, device: Callable[[Message], Message]
 ) -> ModularUpdate:
     """Play a cloud message against devices that are a function."""
-    steps = edge.cluster_round(message)
+    steps = edge.cluster_round(message.metadata.message_type, message.content)
     try:
         asked = next(steps)
         while True:
             asked = steps.send([device(numbered(m)) for m in asked])
     except StopIteration as stop:
-        return update_of(stop.value.content)
+        return update_of(stop.value)
 
 
 @dataclass

@@ -54,14 +54,14 @@ def edge_of(
 def play(
     edge: EdgeStrategy, message: Message, device: Callable[[Message], Message]
 ) -> tuple[Message, list[RoundReport], list[list[Message]]]:
-    steps, log = edge.cluster_round(message), []
+    steps, log = edge.cluster_round(message.metadata.message_type, message.content), []
     try:
         asked = next(steps)
         while True:
             log.append(asked)
             asked = steps.send([device(numbered(m)) for m in asked])
     except StopIteration as stop:
-        reply: Message = stop.value
+        reply = Message(stop.value, reply_to=message)
         lines: Any = reply.content.config_records[REPORT]["rounds"]
         return reply, [RoundReport.from_json(line) for line in lines], log
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,7 +10,14 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.run import Run
 
 from hffm_flower.errors import Interrupted
-from strategies.grids import EDGE_FAILED, NO_ANSWER, ClusterGrid, NestedGrid, instruction
+from strategies.grids import (
+    EDGE_FAILED,
+    NO_ANSWER,
+    ClusterGrid,
+    ClusterRound,
+    NestedGrid,
+    instruction,
+)
 from tests.support.memory import Device, MemoryGrid, become_server
 
 
@@ -154,9 +161,7 @@ class Edge:
     error: Callable[[], Exception] = lambda: RuntimeError("out of disk")
     heard: list[list[str]] = field(default_factory=list)
 
-    def cluster_round(
-        self, message: Message
-    ) -> Generator[list[Message], Iterable[Message], Message]:
+    def cluster_round(self, kind: str, content: RecordDict) -> ClusterRound:
         for t in range(self.rounds):
             if t == self.fails_at:
                 raise self.error()
@@ -165,7 +170,8 @@ class Edge:
                 ["silent" if r.has_error() else f"{r.metadata.src_node_id}:{said(r)}"
                  for r in replies]
             )  # fmt: skip
-        return echo(message)
+        text = str(content.config_records["config"]["text"])
+        return RecordDict({"config": ConfigRecord({"text": f"re {text}"})})
 
 
 class Counting(ClusterGrid):

@@ -1,0 +1,63 @@
+"""What every tier makes of a run's config: the schedule, and an edge's strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from hffm_flower.config import RunConfig
+from hffm_flower.modules import ModuleKey
+from hffm_flower.report import RoundReport
+from hffm_flower.schedule import Schedule
+from hffm_flower.tree import plan_options
+from hffm_flower.wireless.network import Network
+from strategies.edge import EdgeStrategy
+from strategies.modular import Member
+from strategies.peering import PeerEdgeStrategy
+from strategies.planner import NO_PLAN, PeerPlanner
+
+
+def schedule_of(config: RunConfig, keys: Iterable[ModuleKey]) -> Schedule:
+    """Scope and period of all modules of a run.
+
+    Raises:
+        ConfigError: A pattern of ``server.modules`` matches none of them.
+    """
+    return Schedule.of(
+        keys, method=config.method, policy=config.server.modules,
+        period=config.tree.period, rounds=config.rounds,
+    )  # fmt: skip
+
+
+def edge_of(
+    config: RunConfig,
+    network: Network,
+    index: int,
+    members: Mapping[int, Member],
+    schedule: Schedule,
+    *,
+    on_round: Callable[[RoundReport], None],
+    **peers: Any,
+) -> EdgeStrategy:
+    """The strategy of edge ``index``, with D2D if the config says so.
+
+    Args:
+        config: The run's settings.
+        network: Where everybody stands.
+        index: Index of the edge.
+        members: Node id -> device, of its cluster.
+        schedule: Of the run.
+        on_round: Told of every edge round.
+        peers: What devices that reach each other need; for `PeerEdgeStrategy`.
+    """
+    server = config.server
+    settings: dict[str, Any] = {
+        "seed": config.seed, "fraction": server.fraction, "rule": server.rule,
+        "optimizer": server.optimizer, "quorum": server.quorum,
+        "deadline_s": server.deadline_s, "report_every": server.evaluate_every,
+        "on_round": on_round,
+    }  # fmt: skip
+    if config.d2d.plan == NO_PLAN:
+        return EdgeStrategy(index, members, schedule, **settings)
+    planner = PeerPlanner(config.d2d.plan, plan_options(config), network, config.seed)
+    return PeerEdgeStrategy(index, members, schedule, planner=planner, **settings, **peers)
