@@ -1,4 +1,7 @@
-"""The ClientApp: a device answers for its profile, its initial modules, training, evaluation."""
+"""The ClientApp: a device answers for its profile, its initial modules, training, evaluation.
+
+Training with a plan is in `clients.exchange`.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from clients.channels import peer_address
 from clients.evaluator import evaluate
-from clients.resident import Device
+from clients.exchange import train_among_peers
+from clients.resident import Device, own_data
 from clients.store import DeviceStore
 from clients.trainer import Progress, train
 from hffm_flower.accelerator import choose_device
@@ -20,6 +25,7 @@ from hffm_flower.config import RunConfig
 from hffm_flower.errors import ProtocolError
 from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.modules import ModuleKey, digest, shapes
+from hffm_flower.payload import own_upload, plan_of
 from hffm_flower.records import (
     CONFIG,
     MASS,
@@ -31,6 +37,7 @@ from hffm_flower.records import (
     number,
     text,
 )
+from hffm_flower.tasks import definitions
 from hffm_flower.version import __version__
 
 app = ClientApp()
@@ -51,6 +58,9 @@ def profile(message: Message, context: Context) -> Message:
             "wanted": own.wanted,
             "tests": dict(own.tests),
             "layout": shapes(device.model().state()),
+            "definitions": definitions(device.config.data.tasks),
+            "skipped": device.own.report() if device.own else {},
+            "peer": peer_address(context.node_config),
         }
     record = ConfigRecord({"json": json.dumps(answer)})
     return Message(RecordDict({"profile": record}), reply_to=message)
@@ -79,9 +89,15 @@ def init(message: Message, context: Context) -> Message:
 def train_round(message: Message, context: Context) -> Message:
     """One edge round of local training, or a segment of it.
 
-    Replies hold the modules that got a gradient.
+    Replies hold the modules that got a gradient; with a plan, what the plan says.
     """
     t = number(message.content, CONFIG, "t")
+    if plan_of(message.content) is not None:
+        with _one_thread():
+            device = _device(context)
+            store = _store(context, device)
+            answer = train_among_peers(message, device, store, context.node_config, t=t)
+        return Message(answer, reply_to=message)
     segment = number(message.content, CONFIG, "segment", default=0)
     segments = number(message.content, CONFIG, "segments", default=1)
     with _one_thread():
@@ -115,6 +131,20 @@ def train_round(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
+@app.query("upload")
+def upload(message: Message, context: Context) -> Message:
+    """The device's own update of an edge round whose parcels did not reach the edge."""
+    t = number(message.content, CONFIG, "t")
+    try:
+        names = json.loads(text(message.content, CONFIG, "keys"))
+        keys = [ModuleKey.parse(name) for name in names]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ProtocolError(f"keys of modules cannot be read: {error}") from error
+    sent = own_upload(_store(context, _device(context)).kept(t), keys)
+    content = RecordDict({MODULES: modules_record(sent.state), MASS: mass_record(sent.mass)})
+    return Message(content, reply_to=message)
+
+
 @app.evaluate()
 def evaluate_round(message: Message, context: Context) -> Message:
     """Counts on the device's test shards, of the modules sent plus its own."""
@@ -137,7 +167,9 @@ def _device(context: Context) -> Device:
         raise ProtocolError(
             "this node does not say which device it is; start it with --node-config partition-id=K"
         )
-    return Device(config, index, choose_device(config.train.device))
+    file = str(context.node_config.get("own-data", ""))
+    own = own_data(config, file, context.run_id) if file else None
+    return Device(config, index, choose_device(config.train.device), own)
 
 
 def _assemble(
@@ -146,12 +178,16 @@ def _assemble(
     """The model with the modules sent; modules not sent are the device's own."""
     model = device.model()
     sent = modules_of(message.content)
-    state_dir = device.config.paths.state or str(device.config.cache_dir() / "state")
-    store = DeviceStore(Path(state_dir) / str(context.run_id), device.profile.index)
+    store = _store(context, device)
     if set(model.keys) - set(sent):
         model.load(store.read(before))
     model.load(sent)
     return model, set(sent), store
+
+
+def _store(context: Context, device: Device) -> DeviceStore:
+    state_dir = device.config.paths.state or str(device.config.cache_dir() / "state")
+    return DeviceStore(Path(state_dir) / str(context.run_id), device.profile.index)
 
 
 def _keys(words: str) -> list[ModuleKey]:

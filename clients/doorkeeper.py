@@ -7,8 +7,11 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
+import grpc
 import grpc.aio
+import numpy as np
 
 from clients.inbox import Inbox, Limits, Room
 from hffm_flower.d2d import Parcel
@@ -21,15 +24,17 @@ from hffm_flower.rpc.codec import (
     parse_header,
     read_parcels,
 )
-from hffm_flower.rpc.exchange_pb2_grpc import PeerExchangeServicer
 from hffm_flower.rpc.tickets import is_sealed
+from hffm_flower.rpc.wire import SERVICE, Incoming, read_chunk
 
 _log = logging.getLogger(__name__)
 
-Chunks = AsyncIterator[pb.Chunk]
+Chunks = AsyncIterator[Incoming]
+END: Final = object()
+"""No more chunks come."""
 
 
-class Doorkeeper(PeerExchangeServicer):
+class Doorkeeper:
     """Passes checked messages on to the inbox of the round that is played.
 
     Attributes:
@@ -46,8 +51,16 @@ class Doorkeeper(PeerExchangeServicer):
         self._limits = limits
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="peers-decode")
 
-    async def Push(  # noqa: N802
-        self, requests: Chunks, context: grpc.aio.ServicerContext[pb.Chunk, pb.Receipt]
+    def serve(self, server: grpc.aio.Server) -> None:
+        """Add the service to ``server``."""
+        push = grpc.stream_unary_rpc_method_handler(
+            self._push, read_chunk, pb.Receipt.SerializeToString
+        )
+        handlers = grpc.method_handlers_generic_handler(SERVICE, {"Push": push})
+        server.add_generic_rpc_handlers((handlers,))
+
+    async def _push(
+        self, requests: Chunks, context: grpc.aio.ServicerContext[Incoming, pb.Receipt]
     ) -> pb.Receipt:
         """Take one message, or say why not."""
         try:
@@ -64,10 +77,10 @@ class Doorkeeper(PeerExchangeServicer):
 
     async def _receive(self, requests: Chunks) -> None:
         first = await self._next(requests)
-        if first is None or first.WhichOneof("part") != "opening":
+        if not isinstance(first, pb.Opening):
             raise Refused(Verdict.MALFORMED, "the first chunk is no opening")
-        header, envelope = parse_header(first.opening)
-        inbox = self._addressed(envelope, first.opening)
+        header, envelope = parse_header(first)
+        inbox = self._addressed(envelope, first)
         check_header(header, inbox.allowed, max_bytes=self._limits.message_bytes)
         async with inbox.admit(envelope, header.size) as place:
             place.parcels = await self._decode(
@@ -95,29 +108,32 @@ class Doorkeeper(PeerExchangeServicer):
             raise Refused(Verdict.UNAUTHORISED, f"not sealed by device {envelope.src}")
         return inbox
 
-    async def _payload(self, requests: Chunks, size: int) -> bytes:
-        chunks: list[bytes] = []
-        missing = size
-        while (chunk := await self._next(requests)) is not None:
-            if chunk.WhichOneof("part") != "data" or not chunk.data:
+    async def _payload(self, requests: Chunks, size: int) -> memoryview:
+        payload = np.empty(size, np.uint8).data  # in large pages, which are quicker to get
+        came = 0
+        while (data := await self._next(requests)) is not END:
+            if not isinstance(data, memoryview) or not data:
                 raise Refused(Verdict.MALFORMED, "a chunk without data")
-            missing -= len(chunk.data)
-            if missing < 0:
+            start, came = came, came + len(data)
+            if came > size:
                 raise Refused(Verdict.OVERSIZE, f"more than the {size} bytes announced")
-            chunks.append(chunk.data)
-        if missing:
-            raise Refused(Verdict.TRUNCATED, f"{missing} of {size} bytes did not come")
-        return b"".join(chunks)
+            payload[start:came] = data
+        if came < size:
+            raise Refused(Verdict.TRUNCATED, f"{size - came} of {size} bytes did not come")
+        return payload
 
-    async def _decode(self, payload: bytes, header: pb.Header, inbox: Inbox) -> tuple[Parcel, ...]:
+    async def _decode(
+        self, payload: memoryview, header: pb.Header, inbox: Inbox
+    ) -> tuple[Parcel, ...]:
         loop = asyncio.get_running_loop()
+        key = inbox.ticket.seats[header.src].key
         return await loop.run_in_executor(
-            self._decoder, read_parcels, header, payload, inbox.allowed
+            self._decoder, read_parcels, header, payload, inbox.allowed, key
         )
 
-    async def _next(self, requests: Chunks) -> pb.Chunk | None:
+    async def _next(self, requests: Chunks) -> Incoming | object:
         try:
             async with asyncio.timeout(self._limits.stall_s):
-                return await anext(requests, None)
+                return await anext(requests, END)
         except TimeoutError:
             raise Refused(Verdict.TRUNCATED, f"nothing came for {self._limits.stall_s} s") from None

@@ -13,9 +13,10 @@ import grpc.aio
 from hffm_flower.modules import ModuleKey
 from hffm_flower.rpc import exchange_pb2 as pb
 from hffm_flower.rpc.channel import Credentials, open_channel
-from hffm_flower.rpc.codec import Letter, Turn, Verdict
-from hffm_flower.rpc.exchange_pb2_grpc import PeerExchangeStub
+from hffm_flower.rpc.codec import Turn, Verdict
+from hffm_flower.rpc.letters import Letter
 from hffm_flower.rpc.tickets import Ticket
+from hffm_flower.rpc.wire import PUSH, as_is
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ class Transmission:
         dst: Device that it was for.
         payload_bytes: Safetensors bytes handed to the network, of all tries.
         header_bytes: Header and seal, of all tries.
+        tensor_bytes: Tensors in the message.
+        letter_bytes: The whole message, once.
         modules: What it carried.
         tries: How often it was sent.
         arrived: The receiver has it.
@@ -45,6 +48,8 @@ class Transmission:
     dst: int
     payload_bytes: int
     header_bytes: int
+    tensor_bytes: int
+    letter_bytes: int
     modules: tuple[ModuleKey, ...]
     tries: int
     arrived: bool
@@ -59,13 +64,13 @@ class _Try:
         self.header_bytes = 0
         self.problem = "out of time"
 
-    async def chunks(self) -> AsyncIterator[pb.Chunk]:
-        for chunk in self._letter.chunks():
-            yield chunk
-            if chunk.WhichOneof("part") == "opening":  # it was taken: gRPC asks for the next
-                self.header_bytes = len(chunk.opening.header) + len(chunk.opening.seal)
+    async def frames(self) -> AsyncIterator[bytes]:
+        for frame, payload_bytes in self._letter.frames():
+            yield frame
+            if payload_bytes:  # it was taken: gRPC asks for the next
+                self.payload_bytes += payload_bytes
             else:
-                self.payload_bytes += len(chunk.data)
+                self.header_bytes = len(self._letter.header) + len(self._letter.seal)
 
 
 class Outbox:
@@ -98,8 +103,9 @@ class Outbox:
                 "device %d did not reach %d in %s: %s", self._ticket.index, dst, turn, problem
             )
         return Transmission(
-            turn, self._ticket.index, dst, payload, header, letter.modules, tries, verdict in THERE
-        )
+            turn, self._ticket.index, dst, payload, header,
+            letter.tensor_bytes, letter.total_bytes, letter.modules, tries, verdict in THERE,
+        )  # fmt: skip
 
     async def close(self) -> None:
         """Cut all connections."""
@@ -112,9 +118,9 @@ class Outbox:
         if dst not in self._channels:
             seat = self._ticket.seats[dst]
             self._channels[dst] = open_channel(seat.address, self._credentials)
-        push = PeerExchangeStub(self._channels[dst]).Push
+        push = self._channels[dst].stream_unary(PUSH, as_is, pb.Receipt.FromString)
         try:
-            receipt: pb.Receipt = await push(attempt.chunks(), timeout=left_s)
+            receipt = await push(attempt.frames(), timeout=left_s)
             verdict = Verdict(receipt.verdict)
         except grpc.aio.AioRpcError as error:
             attempt.problem = f"{error.code().name.lower()}: {error.details()}"

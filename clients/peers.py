@@ -18,17 +18,16 @@ from typing import Final, Self
 import grpc.aio
 
 from clients.doorkeeper import Doorkeeper
-from clients.gathering import Gathering
 from clients.inbox import Inbox, Limits
 from clients.outbox import Outbox, Transmission
 from clients.pace import Pace
-from hffm_flower.d2d import EDGE, Parcel, Plan, outgoing
+from hffm_flower.d2d import EDGE, Gathering, Parcel, Plan, outgoing
 from hffm_flower.errors import ConfigError, PeerError
 from hffm_flower.modules import ModularState, ModularUpdate, ModuleKey, ModuleState, digest
 from hffm_flower.rpc import exchange_pb2 as pb
 from hffm_flower.rpc.channel import Credentials, listen, open_server
-from hffm_flower.rpc.codec import Allowed, Envelope, Turn, Verdict, Writer
-from hffm_flower.rpc.exchange_pb2_grpc import add_PeerExchangeServicer_to_server
+from hffm_flower.rpc.codec import Allowed, Envelope, Turn, Verdict
+from hffm_flower.rpc.letters import Writer
 from hffm_flower.rpc.reactor import Reactor
 from hffm_flower.rpc.tickets import Ticket
 
@@ -69,7 +68,9 @@ class PeerExchange:
             raise ConfigError("peers cannot have TLS credentials and be insecure")
         self.index = index
         self.sent: list[Transmission] = []
+        """Messages of the round that is open."""
         self.missed: list[tuple[Turn, int]] = []
+        """Messages that did not come in it."""
         self._credentials = credentials
         self._limits = limits or Limits()
         self._door = Doorkeeper(index, self._limits)
@@ -85,7 +86,7 @@ class PeerExchange:
             raise
 
     def open(self, ticket: Ticket, allowed: Allowed) -> None:
-        """Take part in the edge round of ``ticket``; ends the one before.
+        """Take part in the edge round of ``ticket``; ends the one before, and its records.
 
         Raises:
             PeerError: The ticket is another device's.
@@ -94,6 +95,8 @@ class PeerExchange:
             raise PeerError(f"device {self.index} was given the ticket of {ticket.index}")
         self._reactor.run(self._open(ticket, allowed))
         self._unreached.clear()
+        self.sent.clear()
+        self.missed.clear()
 
     def play(
         self, plan: Plan, segment: int, held: Sequence[Parcel], *, deadline_s: float
@@ -236,7 +239,7 @@ class PeerExchange:
 
     async def _serve(self, address: str) -> int:
         server = open_server(self._limits.streams)
-        add_PeerExchangeServicer_to_server(self._door, server)
+        self._door.serve(server)
         port = listen(server, address, self._credentials)
         await server.start()
         self._server = server

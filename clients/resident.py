@@ -8,7 +8,6 @@ any device with the same result.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,12 +20,13 @@ from clients.examples import TaskData, load_task
 from hffm_flower.config import RunConfig
 from hffm_flower.data import DATASETS, TASKS
 from hffm_flower.data.dataset import Dataset, Split
-from hffm_flower.data.partition import Partition, Shards, partition
+from hffm_flower.data.own import OwnData, read_own
+from hffm_flower.data.partition import Partition, partition
 from hffm_flower.data.partition_file import load_partition, save_partition
 from hffm_flower.errors import ConfigError
 from hffm_flower.models.backbones import BACKBONES
 from hffm_flower.models.encoders import ENCODERS, Encoder, FeatureCache, Weights
-from hffm_flower.models.multimodal import ModelSpec, MultimodalModel
+from hffm_flower.models.multimodal import ModelSpec, MultimodalModel, task_modules
 from hffm_flower.profile import NodeProfile
 from hffm_flower.seeding import stream_seed
 
@@ -110,6 +110,36 @@ def _frozen(backbone: str, weights: Weights, seed: int, device: torch.device) ->
     return BACKBONES[backbone].load_frozen(weights, seed).to(device)
 
 
+@lru_cache(maxsize=4)
+def own_data(config: RunConfig, file: str, run_id: int) -> OwnData:
+    """`open_own`, once per process and run ``run_id``."""
+    return open_own(config, Path(file))
+
+
+def open_own(config: RunConfig, file: Path) -> OwnData:
+    """What the TOML file of a device names, read and checked.
+
+    Raises:
+        ConfigError: It cannot be used; the message names setting, value and what is allowed.
+    """
+    model_spec(config)
+    own = read_own(file, tasks=config.data.tasks, served=config.encoder_names(), seed=config.seed)
+    for task, data in own.tasks.items():
+        for modality, items in data.inputs.items():
+            window = items[0].load()
+            if isinstance(window, np.ndarray):
+                try:
+                    encoder_of(config, modality, torch.device("cpu")).encode(items[:1])
+                except (TypeError, ValueError, RuntimeError) as error:
+                    raise own.refuse(
+                        ConfigError(
+                            f"windows {list(window.shape)} (samples, channels) do not fit: {error}",
+                            key=f"data.{task}.window",
+                        )
+                    ) from error
+    return own
+
+
 class Device:
     """One device of a run: its profile, its model and its data, as this process sees them.
 
@@ -117,46 +147,64 @@ class Device:
         config: The run's settings.
         index: Index of the device.
         on: Where its tensors live.
+        own: Data of its own, in place of its share of the packaged data.
     """
 
-    def __init__(self, config: RunConfig, index: int, on: torch.device) -> None:
+    def __init__(
+        self, config: RunConfig, index: int, on: torch.device, own: OwnData | None = None
+    ) -> None:
         if not 0 <= index < config.tree.devices:
             raise ConfigError(
                 f"device index {index} is not in 0..{config.tree.devices - 1}", key="tree.devices"
             )
-        self.config, self.on = config, on
+        self.config, self.on, self.own = config, on, own
         self.spec = model_spec(config)
-        self._partition = shared_partition(config)
-        self.profile = self._partition.profiles[index]
+        self.profile = own.profile(index) if own else shared_partition(config).profiles[index]
 
     def model(self) -> MultimodalModel:
         """A model with the device's modules at their initial values."""
         own = self.profile
+        keys = {
+            key for task in own.tasks
+            for key in task_modules(task, self._held(task), self.spec.backbone)
+        }  # fmt: skip
         frozen = frozen_layers(self.config, self.on)
-        return MultimodalModel(self.spec, tuple(own.tasks), own.modalities, frozen).to(self.on)
+        model = MultimodalModel(self.spec, tuple(own.tasks), own.modalities, frozen, keys=keys)
+        return model.to(self.on)
 
     def train_data(self) -> list[TaskData]:
         """Training examples, one part per task."""
-        return self._load("train", self._partition.train)
+        return self._load("train", "train")
 
     def test_data(self, split: str) -> list[TaskData]:
-        """Shards of the test sets, ``iid`` or ``skewed``, one part per task."""
-        part = self._partition
-        return self._load("test", part.test_iid if split == "iid" else part.test_skewed)
+        """Shards of the test sets, ``iid`` or ``skewed``, one part per task.
 
-    def _load(self, split: Split, shards: Mapping[str, Shards]) -> list[TaskData]:
+        Of data of its own, a device has one test set, which is both.
+        """
+        return self._load("test", "test_iid" if split == "iid" else "test_skewed")
+
+    def _held(self, task: str) -> tuple[str, ...]:
+        """Modalities of the device's examples of ``task``."""
+        return tuple(self.own.tasks[task].inputs) if self.own else self.profile.modalities
+
+    def _load(self, split: Split, shards: str) -> list[TaskData]:
         data = self.config.data
         encoders = {m: encoder_of(self.config, m, self.on) for m in self.profile.modalities}
         cache = FeatureCache(self.config.cache_dir() / "features")
         loaded = []
         for task in self.profile.tasks:
-            indices = shards[task][self.profile.index]
+            dataset: Dataset
+            if self.own:
+                dataset = self.own.tasks[task]
+                indices = self.own.tasks[task].rows(split)
+            else:
+                per = data.train_per_answer, data.test_per_answer
+                dataset = _dataset(task, *per, self.config.seed)
+                indices = getattr(shared_partition(self.config), shards)[task][self.profile.index]
             if len(indices):
                 part = load_task(
-                    task,
-                    _dataset(task, data.train_per_answer, data.test_per_answer, self.config.seed),
-                    split=split, indices=indices, encoders=encoders,
-                    modalities=self.profile.modalities, cache=cache,
+                    task, dataset, split=split, indices=indices, encoders=encoders,
+                    modalities=self._held(task), cache=cache,
                 )  # fmt: skip
                 loaded.append(part.to(self.on))
         return loaded

@@ -1,10 +1,14 @@
-"""What a message weighs, and how parcels of a D2D exchange are packed into one."""
+"""What a message weighs, and the records by which an edge has its devices exchange updates.
+
+An instruction with record `PLAN` is carried out with neighbours. In a deployment the record
+also admits the device to its peers (`Admission`), and the reply says what it sent to them.
+"""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,15 +17,23 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 from hffm_flower.d2d import Parcel
-from hffm_flower.errors import ModuleError, ProtocolError
+from hffm_flower.errors import ConfigError, ModuleError, ProtocolError
+from hffm_flower.ledger import DEVICE, Phase, Transfer, from_line, link_between, node_of, to_line
 from hffm_flower.modules import ModularUpdate, ModuleKey
-from hffm_flower.records import MODULES, mass_record, modules_of, modules_record, words
+from hffm_flower.records import MODULES, mass_record, modules_of, modules_record, text, words
+from hffm_flower.rpc.codec import Allowed
+from hffm_flower.rpc.letters import Letter
+from hffm_flower.rpc.tickets import Ticket
 
 PLAN: Final = "d2d"
 """Config record of an instruction that is carried out with neighbours."""
 TRAINED: Final = "trained"
 """Metric record of a reply: what the device itself has trained, module -> examples."""
 PARCELS: Final = "parcels"
+SENT: Final = "sent"
+"""Config record of a reply: what the device sent to peers."""
+LACKING: Final = "lacking"
+"""Config record of a reply: modules that no peer brought, so that nothing could be trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +63,20 @@ def weigh(content: RecordDict) -> Weight:
     return Weight(tensors, total - tensors, tuple(sorted(names)))
 
 
-def weigh_parcels(parcels: Sequence[Parcel]) -> Weight:
-    """Weight of parcels on their way between peers, packed as in a message."""
-    return weigh(packed(parcels))
+def weigh_letter(letter: Letter) -> Weight:
+    """Weight of a message between peers, without the transport's framing."""
+    tensors = letter.tensor_bytes
+    names = tuple(sorted(map(str, letter.modules)))
+    return Weight(tensors, letter.total_bytes - tensors, names)
+
+
+def peer_transfer(t: int, phase: Phase, step: int, src: int, dst: int, weight: Weight) -> Transfer:
+    """The ledger's row of a message from device ``src`` to device ``dst``."""
+    a, b = f"{DEVICE}/{src}", f"{DEVICE}/{dst}"
+    return Transfer(
+        t, phase, step, a, b, link_between(a, b),
+        weight.bytes, weight.header_bytes, weight.modules,
+    )  # fmt: skip
 
 
 def packed(parcels: Sequence[Parcel]) -> RecordDict:
@@ -81,10 +104,10 @@ def parcels_of(content: RecordDict) -> tuple[Parcel, ...]:
     if not isinstance(notes, list):
         raise ModuleError(f"record {PARCELS!r} has no list of notes")
     parcels = []
-    for place, text in enumerate(notes):
+    for place, note_text in enumerate(notes):
         state = modules_of(content, f"{MODULES}.{place}")
         try:
-            note = json.loads(str(text))
+            note = json.loads(str(note_text))
             behind = {
                 ModuleKey.parse(key): {int(d): float(mass) for d, mass in who.items()}
                 for key, who in note["behind"].items()
@@ -102,9 +125,39 @@ def trained_record(update: ModularUpdate) -> MetricRecord:
     return mass_record(update.mass)
 
 
-def plan_record(plan: str, keys: Iterable[ModuleKey]) -> ConfigRecord:
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What a deployed device needs to play a plan with its peers.
+
+    Attributes:
+        ticket: Where its peers are, and its pairs' keys.
+        allowed: What their messages may hold.
+        deadline_s: How long the edge waits for the reply [s].
+        digests: `hffm_flower.modules.digest` of every module that the edge has published.
+    """
+
+    ticket: Ticket
+    allowed: Allowed
+    deadline_s: float
+    digests: Mapping[ModuleKey, str]
+
+
+def plan_record(
+    plan: str, keys: Iterable[ModuleKey], admission: Admission | None = None
+) -> ConfigRecord:
     """Record `PLAN`: the cluster's plan, and the shared modules that this device trains."""
-    return ConfigRecord({"plan": plan, "keys": " ".join(map(str, keys))})
+    record = ConfigRecord({"plan": plan, "keys": " ".join(map(str, keys))})
+    if admission is not None:
+        allowed = admission.allowed
+        may = {
+            "layout": dict(allowed.layout),
+            "examples": {str(d): n for d, n in sorted(allowed.examples.items())},
+            "digests": {str(k): sha for k, sha in sorted(admission.digests.items())},
+        }
+        record["ticket"] = admission.ticket.to_json()
+        record["allowed"] = json.dumps(may, separators=(",", ":"))
+        record["deadline_s"] = admission.deadline_s
+    return record
 
 
 def plan_of(content: RecordDict) -> tuple[str, tuple[ModuleKey, ...]] | None:
@@ -120,6 +173,69 @@ def plan_of(content: RecordDict) -> tuple[str, tuple[ModuleKey, ...]] | None:
     if not isinstance(plan, str) or not isinstance(keys, str):
         raise ProtocolError(f"record {PLAN!r} needs the texts plan and keys")
     return plan, tuple(map(ModuleKey.parse, keys.split()))
+
+
+def admission_of(content: RecordDict) -> Admission:
+    """Admission of an instruction with a plan.
+
+    Raises:
+        ProtocolError: There is none, or it cannot be read.
+    """
+    ticket = Ticket.from_json(text(content, PLAN, "ticket"))
+    deadline_s = words(content, PLAN).get("deadline_s")
+    try:
+        may = json.loads(text(content, PLAN, "allowed"))
+        allowed = Allowed(
+            {str(name): str(kind) for name, kind in may["layout"].items()},
+            {int(d): float(n) for d, n in may["examples"].items()},
+        )
+        digests = {ModuleKey.parse(k): str(sha) for k, sha in may["digests"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, ModuleError) as error:
+        raise ProtocolError(f"record {PLAN!r}: what is allowed cannot be read: {error}") from error
+    if not isinstance(deadline_s, float) or not deadline_s > 0:
+        raise ProtocolError(f"record {PLAN!r} has the deadline {deadline_s!r}")
+    return Admission(ticket, allowed, deadline_s, digests)
+
+
+def sent_record(t: int, transfers: Sequence[Transfer]) -> ConfigRecord:
+    """Record `SENT`."""
+    return ConfigRecord({"line": to_line(t, transfers)})
+
+
+def sent_of(content: RecordDict, t: int, src: int) -> tuple[Transfer, ...]:
+    """What device ``src`` says that it sent to peers in edge round ``t``.
+
+    Raises:
+        ProtocolError: It says what cannot be.
+    """
+    if SENT not in content.config_records:
+        return ()
+    try:
+        told, rows = from_line(text(content, SENT, "line"))
+        fits = told == t and all(
+            row.phase in (Phase.SHARE, Phase.EXCHANGE)
+            and row.src == f"{DEVICE}/{src}"
+            and node_of(row.dst)[0] == DEVICE
+            and row.link is link_between(row.src, row.dst)
+            and all(type(n) is int for n in (row.step, row.bytes, row.header_bytes))
+            for row in rows
+        )
+    except ConfigError as error:
+        raise ProtocolError(f"record {SENT!r} cannot be read: {error}") from error
+    if not fits:
+        raise ProtocolError(f"record {SENT!r} tells of another's messages, or of another round")
+    return rows
+
+
+def is_lacking(content: RecordDict) -> bool:
+    """Whether the device could not train for want of modules."""
+    return LACKING in content.config_records
+
+
+def own_upload(update: ModularUpdate, keys: Iterable[ModuleKey]) -> ModularUpdate:
+    """What a device answers to ``query.upload``: those modules of its own update with mass."""
+    kept = update.only(keys)
+    return kept.only(k for k, mass in kept.mass.items() if mass > 0)
 
 
 def _manifest(data: bytes) -> dict[str, tuple[int, int]]:

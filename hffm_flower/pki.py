@@ -115,7 +115,7 @@ class Authority:
     ) -> x509.Certificate:
         """A certificate for ``party``, for ``days`` or as long as the authority is valid."""
         use = [ExtendedKeyUsageOID.SERVER_AUTH]
-        if party.role is Role.DEVICE:
+        if party.role is not Role.SERVER:  # an edge's node calls its own gateway
             use.append(ExtendedKeyUsageOID.CLIENT_AUTH)
         until = min(now + timedelta(days=days), self.cert.not_valid_after_utc)
         issuer = self.key.public_key()

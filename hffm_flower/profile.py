@@ -16,6 +16,7 @@ class NodeProfile:
         tasks: Tasks that it trains -> local training examples. Empty: the device is idle.
         wanted: Tasks that it was given, trainable or not.
         tests: Tasks -> examples of its shard of the test set.
+        peer: ``host:port`` where other devices reach it; empty: nowhere.
     """
 
     index: int
@@ -23,6 +24,7 @@ class NodeProfile:
     tasks: Mapping[str, int]
     wanted: tuple[str, ...] = ()
     tests: Mapping[str, int] = field(default_factory=dict)
+    peer: str = ""
 
     @property
     def idle(self) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -77,3 +78,37 @@ TASKS: Final[Mapping[str, TaskSpec]] = {
         chance=0.0,
     ),
 }
+
+
+def definition(task: str) -> dict[str, str]:
+    """What all nodes must agree on of ``task``, short enough to send."""
+    spec = TASKS[task]
+    answers = hashlib.sha256("\x1f".join(spec.answers).encode()).hexdigest()[:16]
+    return {
+        "answers": f"{len(spec.answers)} (digest {answers})",
+        "head": spec.head,
+        "inputs": " ".join(f"{modality}={stream}" for modality, stream in spec.inputs.items()),
+        "required": " ".join(spec.required),
+        "optional": " ".join(spec.optional),
+    }
+
+
+def definitions(tasks: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Task -> `definition`, of those that this installation has."""
+    return {task: definition(task) for task in tasks if task in TASKS}
+
+
+def difference(theirs: Mapping[str, Mapping[str, str]]) -> str:
+    """Where another node's `definitions` differ from those here; empty if they do not."""
+    odd = []
+    for task, other in theirs.items():
+        if task not in TASKS:
+            odd.append(f"task {task!r} is not known here")
+            continue
+        own = definition(task)
+        odd += [
+            f"its {part} of task {task!r}: {other.get(part)!r}, here {own.get(part)!r}"
+            for part in sorted({*own, *other})
+            if own.get(part) != other.get(part)
+        ]
+    return "; ".join(odd)

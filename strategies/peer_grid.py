@@ -41,7 +41,8 @@ from hffm_flower.records import (
     update_of,
 )
 from hffm_flower.rpc import exchange_pb2 as pb
-from hffm_flower.rpc.codec import Envelope, Turn, Writer
+from hffm_flower.rpc.codec import Envelope, Turn
+from hffm_flower.rpc.letters import Writer
 from strategies.grids import NO_ANSWER, UPLOAD, ClusterGrid, instruction
 
 Faults = Callable[[int, int], Mapping[int, Fault]]

@@ -11,19 +11,22 @@ import json
 import logging
 import math
 from collections.abc import Collection, Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from hffm_flower.d2d import EDGE, Parcel, Plan, plan_to_json, settle
 from hffm_flower.errors import ModuleError
-from hffm_flower.modules import ModularUpdate, ModuleKey
-from hffm_flower.payload import PLAN, TRAINED, parcels_of, plan_record
+from hffm_flower.modules import ModuleKey
+from hffm_flower.payload import PLAN, TRAINED, Admission, is_lacking, parcels_of, plan_record
 from hffm_flower.records import CONFIG, MODULES, modules_record, update_of
 from hffm_flower.records import masses as masses_of
 from hffm_flower.report import RoundReport
 from strategies.edge import EdgeStrategy
 from strategies.grids import TRAIN, UPLOAD, instruction
+from strategies.issuer import Issuer
 from strategies.modular import Behind, Gathered, Member, count
 from strategies.planner import PeerPlanner
 
@@ -32,76 +35,122 @@ log = logging.getLogger(__name__)
 Masses = Mapping[ModuleKey, float]
 
 
+@dataclass(slots=True)
+class _Heard:
+    """What the participants of one exchange have answered.
+
+    Attributes:
+        t: Edge round.
+        plan: What they were told to do.
+        holds: Participant -> shared modules that it trains.
+        uploads: Uploader -> its parcels.
+        own: Device that answered -> what it says that it trained.
+        untrained: Those of them that peers brought no modules.
+    """
+
+    t: int
+    plan: Plan
+    holds: Mapping[int, tuple[ModuleKey, ...]]
+    uploads: dict[int, tuple[Parcel, ...]] = field(default_factory=dict)
+    own: dict[int, Masses] = field(default_factory=dict)
+    untrained: set[int] = field(default_factory=set)
+
+
 class PeerEdgeStrategy(EdgeStrategy):
     """An `EdgeStrategy` whose devices exchange updates by a plan.
 
     Args:
         args: As in `EdgeStrategy`.
         planner: Plans the exchanges.
+        tickets: In a deployment: admits the devices to each other. Without it the grid plays the
+            plans (`strategies.peer_grid`).
         kwargs: As in `EdgeStrategy`.
     """
 
-    def __init__(self, *args: Any, planner: PeerPlanner, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, planner: PeerPlanner, tickets: Issuer | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.planner = planner
+        self.tickets = tickets
 
     def collect(self, report: RoundReport) -> Generator[list[Message], Iterable[Message], Gathered]:
-        """Have the devices train and exchange; ask those directly whom no parcel brought."""
-        nodes = self.drawn(report.t)
+        """Have the devices train and exchange; ask those directly whom no parcel brought.
+
+        Devices that peers cannot reach, and those to which peers brought no modules, train as
+        with a plain `EdgeStrategy`.
+        """
+        drawn = self.drawn(report.t)
+        nodes = [n for n in drawn if self._reachable(n)]
         if not nodes:
-            return self.gather((yield []))
+            return (yield from super().collect(report))
         holds = {self.members[n].index: self._shared(self.members[n]) for n in nodes}
         sizes = {
             k: sum(a.nbytes for a in self.modules[k].values())
             for k in {k for keys in holds.values() for k in keys}
         }
-        plan = self.planner.plan(report.t, holds, sizes)
-        uploads: dict[int, tuple[Parcel, ...]] = {}
-        own: dict[int, Masses] = {}
-
-        def take(member: Member, reply: Message) -> None:
-            if TRAINED not in reply.content.metric_records:
-                # The device's own words, which no neighbour could use: say why.
-                self._check(update_of(reply.content), member, self._shared(member))
-                raise ModuleError("does not say what it trained")
-            own[member.index] = self._trained_of(reply, member)
-            try:
-                parcels = parcels_of(reply.content)
-                for parcel in parcels:
-                    self._check_parcel(parcel, plan, holds)
-            except ModuleError as error:  # may be another's fault: all are asked directly
-                log.warning("edge %d: parcels of device %d: %s", self.index, member.index, error)
-            else:
-                if parcels:
-                    uploads[member.index] = parcels
-
-        replies = yield self._instructions(nodes, plan, holds, report.t)
-        answers, refused = self.read(replies, take)
-        uploads = {k: p for k, p in uploads.items() if self._believed(plan, k, p, own)}
-        settled = settle(plan, uploads, own)
+        heard = _Heard(report.t, self.planner.plan(report.t, holds, sizes), holds)
+        alone = self._messages(TRAIN, [n for n in drawn if n not in nodes], report)
+        replies = list((yield self._instructions(nodes, heard) + alone))
+        direct = [r for r in replies if r.metadata.src_node_id not in nodes]
+        answers, refused = self.read(
+            (r for r in replies if r.metadata.src_node_id in nodes), partial(self._take, heard)
+        )
+        settled = settle(heard.plan, self._believed(heard), heard.own)
         rule, behind = self.rule(), Behind()
         for parcel in settled.accepted:
             rule.add(parcel.update)
             count(behind, parcel)
-        if settled.missing:
+        if settled.missing or heard.untrained:
             log.info(
-                "edge %d round %d: no parcel brought devices %s; asking them",
-                self.index, report.t, sorted(settled.missing),
+                "edge %d round %d: asks devices %s for what no parcel brought; trains %s again",
+                self.index, report.t, sorted(settled.missing), sorted(heard.untrained),
             )  # fmt: skip
+            again = [n for n in nodes if self.members[n].index in heard.untrained]
+            asks = self._asks(settled.missing, report.t)
+            direct += yield asks + self._messages(TRAIN, again, report)
 
-            def take_direct(member: Member, reply: Message) -> None:
-                update = update_of(reply.content)
-                self._check(update, member, settled.missing[member.index])
-                rule.add(update)
-                count(behind, Parcel.of(update, member.index))
+        def take_direct(member: Member, reply: Message) -> None:
+            update = update_of(reply.content)
+            self._check(update, member, settled.missing.get(member.index, self._shared(member)))
+            rule.add(update)
+            count(behind, Parcel.of(update, member.index))
 
-            _, lost = self.read((yield self._asks(settled.missing, report.t)), take_direct)
-            refused |= lost
-            answers = tuple(a for a in answers if a.member.index not in lost)
-        return Gathered(rule.result(), answers, refused, behind)
+        others, lost = self.read(direct, take_direct)
+        used = [a for a in answers if a.member.index not in lost.keys() | heard.untrained]
+        used += [a for a in others if a.member.index not in settled.missing]
+        ordered = tuple(sorted(used, key=lambda a: a.member.index))
+        return Gathered(rule.result(), ordered, refused | lost, behind)
+
+    def _reachable(self, node: int) -> bool:
+        """Whether a device can take part in an exchange."""
+        return self.tickets is None or self.members[node].index in self.tickets.addresses
 
     def _shared(self, member: Member) -> tuple[ModuleKey, ...]:
         return tuple(k for k in member.keys if k in self.modules and k not in self.personal)
+
+    def _take(self, heard: _Heard, member: Member, reply: Message) -> None:
+        """Read the reply of a device that took part in the exchange."""
+        index = member.index
+        if TRAINED not in reply.content.metric_records:
+            # The device's own words, which no neighbour could use: say why.
+            self._check(update_of(reply.content), member, self._shared(member))
+            raise ModuleError("does not say what it trained")
+        heard.own[index] = self._trained_of(reply, member)
+        if self.tickets is not None:
+            self.tickets.enter(reply.content, heard.t, index, heard.holds)
+            if is_lacking(reply.content):
+                heard.own[index] = {}
+                heard.untrained.add(index)
+        try:
+            parcels = parcels_of(reply.content)
+            for parcel in parcels:
+                self._check_parcel(parcel, heard.plan, heard.holds)
+        except ModuleError as error:  # may be another's fault: all are asked directly
+            log.warning("edge %d: parcels of device %d: %s", self.index, index, error)
+        else:
+            if parcels:
+                heard.uploads[index] = parcels
 
     def _trained_of(self, reply: Message, member: Member) -> dict[ModuleKey, float]:
         trained = masses_of(reply.content, TRAINED)
@@ -124,30 +173,38 @@ class PeerEdgeStrategy(EdgeStrategy):
                 if key not in plan.groups:
                     self.check_mass(key, mass, members[device])
 
-    def _believed(
-        self, plan: Plan, uploader: int, parcels: Iterable[Parcel], own: Mapping[int, Masses]
-    ) -> bool:
-        """Whether relayed parcels count every device as it says that it is to be counted.
+    def _believed(self, heard: _Heard) -> dict[int, tuple[Parcel, ...]]:
+        """The uploads whose parcels count every device as it says that it is to be counted.
 
         Gossiped ones hold shares of everybody's mass; their mass is not taken from them.
         """
-        for parcel in parcels:
-            for key in parcel.behind.keys() - plan.groups.keys():
-                for device, mass in parcel.behind[key].items():
-                    said = own.get(device, {key: mass}).get(key, 0.0)
-                    if not math.isclose(said, mass, rel_tol=1e-6):
-                        log.warning(
-                            "edge %d: device %d counts %g of %s for device %d, which says %g",
-                            self.index, uploader, mass, key, device, said,
-                        )  # fmt: skip
-                        return False
+        return {
+            uploader: parcels
+            for uploader, parcels in heard.uploads.items()
+            if all(self._is_true(parcel, uploader, heard) for parcel in parcels)
+        }
+
+    def _is_true(self, parcel: Parcel, uploader: int, heard: _Heard) -> bool:
+        for key in parcel.behind.keys() - heard.plan.groups.keys():
+            for device, mass in parcel.behind[key].items():
+                said = heard.own.get(device, {key: mass}).get(key, 0.0)
+                if not math.isclose(said, mass, rel_tol=1e-6):
+                    log.warning(
+                        "edge %d: device %d counts %g of %s for device %d, which says %g",
+                        self.index, uploader, mass, key, device, said,
+                    )  # fmt: skip
+                    return False
         return True
 
-    def _instructions(
-        self, nodes: Iterable[int], plan: Plan, holds: Mapping[int, tuple[ModuleKey, ...]], t: int
-    ) -> list[Message]:
+    def _instructions(self, nodes: Collection[int], heard: _Heard) -> list[Message]:
         """Each device's part: the modules that it gets from the edge itself, and the plan."""
+        plan, holds, t = heard.plan, heard.holds, heard.t
         text = plan_to_json(plan)
+        admissions: Mapping[int, Admission] = {}
+        if self.tickets is not None:
+            examples = {m.index: m.examples for n, m in self.members.items() if n in nodes}
+            shared = {k: self.modules[k] for keys in holds.values() for k in keys}
+            admissions = self.tickets.admissions(t, examples, shared, self.deadline_s)
         direct: dict[int, set[ModuleKey]] = {}
         for hop in plan.down:
             if hop.src == EDGE:
@@ -161,7 +218,7 @@ class PeerEdgeStrategy(EdgeStrategy):
                         {k: self.modules[k] for k in sorted(direct.get(index, ()))}
                     ),
                     CONFIG: ConfigRecord({"t": t, "edge": self.index}),
-                    PLAN: plan_record(text, holds[index]),
+                    PLAN: plan_record(text, holds[index], admissions.get(index)),
                 }
             )
             messages.append(
@@ -180,4 +237,3 @@ class PeerEdgeStrategy(EdgeStrategy):
                     instruction(content, node_id=node, kind=UPLOAD, t=t, ttl_s=self.deadline_s)
                 )
         return messages
-

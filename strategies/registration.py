@@ -1,8 +1,9 @@
 """Before round 1: who is there, what each one holds, and the same initial bits for all.
 
-Every device answers ``query.profile``; one that differs in version, settings or module
-layout is refused with the difference. Each module is then taken from its lowest-index
-holder by ``query.init``; every other holder answers a digest, and a mismatch ends the run.
+Every device answers ``query.profile``; one that differs in version, settings, definition of
+a task or module layout is refused with the difference. Each module is then taken from its
+lowest-index holder by ``query.init``; every other holder answers a digest, and a mismatch
+ends the run.
 """
 
 from __future__ import annotations
@@ -208,9 +209,7 @@ def _questions(
         if send or hashed:
             words = {"send": " ".join(send), "digest": " ".join(hashed)}
             content = RecordDict({CONFIG: ConfigRecord({"t": 0, **words})})
-            questions.append(
-                instruction(content, node_id=node, kind=INIT, t=0, ttl_s=ttl_s)
-            )
+            questions.append(instruction(content, node_id=node, kind=INIT, t=0, ttl_s=ttl_s))
     return questions
 
 
@@ -249,6 +248,7 @@ def profile_of(raw: Mapping[str, Any]) -> NodeProfile:
         tasks={str(t): int(n) for t, n in raw["tasks"].items()},
         wanted=tuple(raw["wanted"]),
         tests={str(t): int(n) for t, n in raw["tests"].items()},
+        peer=str(raw.get("peer", "")),
     )
 
 

@@ -18,8 +18,11 @@ from hffm_flower.cli import (
     evaluate,
     network,
     node,
+    roles,
     run,
+    submit,
     topology,
+    up,
 )
 from hffm_flower.errors import AssetError, ConfigError, HffmError, Interrupted
 from hffm_flower.version import __version__
@@ -38,6 +41,13 @@ app.command("data")(data.data_command)
 app.command("topology")(topology.topology_command)
 app.command("network")(network.network_command)
 app.command("node")(node.node_command)
+app.command("up")(up.up_command)
+app.command("cloud")(roles.cloud_command)
+app.command("edge")(roles.edge_command)
+app.command("device")(roles.device_command)
+app.command("submit")(submit.submit_command)
+app.command("status")(submit.status_command)
+app.command("stop")(submit.stop_command)
 app.command("doctor")(doctor.doctor_command)
 app.add_typer(certs.certs, name="certs")
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hffm_flower.cli import options
+from hffm_flower.cli.own import show_own
 
 
 def data_command(
@@ -19,6 +20,10 @@ def data_command(
     seed: options.Seed = None,
     smoke: options.Smoke = False,
     plot: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("data.png"),
+    own: Annotated[
+        Path | None,
+        typer.Option(metavar="DEVICE.toml", help="Check the data of this device, nothing else."),
+    ] = None,
     sets: options.Set = None,
 ) -> None:
     """Show and plot which device holds which modalities, tasks and examples."""
@@ -26,6 +31,9 @@ def data_command(
     chosen = options.configure(
         config, smoke=smoke, sets=sets, devices=devices, edges=edges, seed=seed
     )
+    if own is not None:
+        show_own(chosen, own, console)
+        return
     with console.status("drawing the partition"):
         from hffm_flower.session.plots import check_picture, draw_data
         from hffm_flower.session.preflight import check

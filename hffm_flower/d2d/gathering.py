@@ -1,8 +1,4 @@
-"""A device's step, one sender at a time: memory of one model, however many send.
-
-Gives, bit for bit, what `hffm_flower.d2d.incoming` gives for all messages at once; a property
-test holds the two equal.
-"""
+"""The receiving half of a step, one sender at a time: memory of one model, however many send."""
 
 from __future__ import annotations
 
@@ -10,7 +6,8 @@ import dataclasses
 import math
 from typing import Final
 
-from hffm_flower.d2d import Parcel, PeerStep
+from hffm_flower.d2d.parcel import Parcel
+from hffm_flower.d2d.plan import PeerStep
 from hffm_flower.modules import Merger, ModularUpdate, ModuleKey
 
 HEADROOM: Final = 16
@@ -18,7 +15,12 @@ HEADROOM: Final = 16
 
 
 class Gathering:
-    """What a device kept, then its senders' parcels in the order of their index."""
+    """What a device holds after a step: what it kept, then its senders' parcels.
+
+    Senders are added in the order of their index. Where a sender hands on all it has (relay),
+    a parcel that names a device already held for the same module is dropped: nothing is counted
+    twice. A message that is missing or dropped leaves the result not intact.
+    """
 
     def __init__(self, kept: tuple[Parcel, ...], step: PeerStep, me: int, *, summing: bool) -> None:
         self._step = step
@@ -73,7 +75,7 @@ class _Sum:
     """
 
     def __init__(self) -> None:
-        self._only: Parcel | None = None
+        self._first: Parcel | None = None
         self._count = 0
         self._merger = Merger()
         self._power: dict[ModuleKey, int] = {}
@@ -82,7 +84,23 @@ class _Sum:
 
     def add(self, parcel: Parcel) -> None:
         self._count += 1
-        self._only = parcel if self._count == 1 else None
+        if self._count == 1:
+            self._first = parcel  # as it is, for as long as it is alone
+            return
+        if self._first is not None:
+            self._mix(self._first)
+            self._first = None
+        self._mix(parcel)
+
+    def result(self) -> Parcel:
+        if self._first is not None:
+            return self._first
+        merged = self._merger.result()
+        mass = {k: math.ldexp(n, self._power[k]) for k, n in merged.mass.items()}
+        behind = {k: dict(sorted(self._behind[k].items())) for k in mass}
+        return Parcel(ModularUpdate(merged.state, mass), behind, self._intact)
+
+    def _mix(self, parcel: Parcel) -> None:
         self._intact &= parcel.intact
         mass = parcel.update.mass
         for key, devices in parcel.behind.items():
@@ -93,11 +111,3 @@ class _Sum:
                 into[device] = into.get(device, 0.0) + n
         near_one = {k: math.ldexp(n, -self._power.get(k, 0)) for k, n in mass.items()}
         self._merger.add(ModularUpdate(parcel.update.state, near_one))
-
-    def result(self) -> Parcel:
-        if self._only is not None:
-            return self._only
-        merged = self._merger.result()
-        mass = {k: math.ldexp(n, self._power[k]) for k, n in merged.mass.items()}
-        behind = {k: dict(sorted(self._behind[k].items())) for k in mass}
-        return Parcel(ModularUpdate(merged.state, mass), behind, self._intact)

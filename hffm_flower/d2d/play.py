@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
+from hffm_flower.d2d.gathering import Gathering
 from hffm_flower.d2d.parcel import Parcel, join
 from hffm_flower.d2d.plan import PeerStep, Plan
 from hffm_flower.errors import ConfigError
-from hffm_flower.modules import ModularUpdate, ModuleKey
+from hffm_flower.modules import ModularUpdate, ModuleKey, ModuleState
 
 Parcels = tuple[Parcel, ...]
 NOTHING: Final = 1e-12
@@ -63,37 +63,18 @@ def outgoing(
 def incoming(
     kept: Parcels, received: Mapping[int, Parcels], step: PeerStep, me: int, *, summing: bool
 ) -> Parcels:
-    """What ``me`` holds after ``step``: what it kept, then its senders' parcels by index.
+    """What ``me`` holds after ``step``: a `Gathering` of all messages at once.
 
-    Where a sender hands on all it has (relay), a parcel that names a device already held for
-    the same module is dropped: nothing is counted twice. A message that is missing or dropped
-    leaves the result not intact. Messages of devices that the step does not name are ignored.
+    Messages of devices that the step does not name are ignored.
     """
-    sources = step.sources(me)
-    if not sources:
-        return kept
-    held = list(kept)
-    intact = all(src in received for src in sources)
-    for src in sources:
-        whole = all(share == 1.0 for share in step.sends[src][me].values())
-        for parcel in received.get(src, ()):
-            if whole and any(_overlap(parcel, other) for other in held):
-                intact = False
-            else:
-                held.append(parcel)
-    if summing:
-        held = [join(held)]
-    if not intact:
-        held = [dataclasses.replace(p, intact=False) for p in held or [join(())]]
-    return _worth(tuple(held))
+    gathering = Gathering(kept, step, me, summing=summing)
+    for src in step.sources(me):
+        gathering.add(src, received.get(src))
+    return gathering.result()
 
 
 def _worth(parcels: Parcels) -> Parcels:
     return tuple(p for p in parcels if p.matters())
-
-
-def _overlap(a: Parcel, b: Parcel) -> bool:
-    return any(a.behind[key].keys() & b.behind[key].keys() for key in a.behind.keys() & b.behind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +157,16 @@ def uploads_of(played: Played, plan: Plan) -> dict[int, Parcels]:
 
     A live device that could not hand on its mass does not upload by itself: the edge asks it.
     """
-    uploads = {}
-    for device in sorted(plan.uploads.keys() & played.held.keys()):
-        shares: dict[ModuleKey, float] = dict.fromkeys(plan.uploads[device], 1.0)
-        parcels = (p.scaled(shares) for p in played.held[device])
-        uploads[device] = tuple(p for p in parcels if p.update.state)
-    return uploads
+    uploaders = sorted(plan.uploads.keys() & played.held.keys())
+    return {device: upload_of(played.held[device], plan, device) for device in uploaders}
+
+
+def upload_of(held: Parcels, plan: Plan, me: int) -> Parcels:
+    """What ``me``, an uploader, sends to the edge of what it holds in the end."""
+    shares: dict[ModuleKey, float] = dict.fromkeys(plan.uploads[me], 1.0)
+    return tuple(p for p in (parcel.scaled(shares) for parcel in held) if p.update.state)
+
+
+def mixed(held: Parcels) -> dict[ModuleKey, ModuleState]:
+    """The modules in ``held``, with which training goes on."""
+    return {key: state for parcel in held for key, state in parcel.update.state.items()}

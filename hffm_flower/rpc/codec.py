@@ -1,14 +1,15 @@
-"""Parcels as one message on the wire, and back; every word is checked before it is believed.
+"""What a message between peers may be, and its parcels read back from it.
 
 A message is a sealed header, which names every module, its mass and its contributors, and a
-payload: the parcels' safetensors files one after the other. Nothing is ever unpickled.
+payload: the parcels' safetensors files one after the other. Every word is checked before it is
+believed, and nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
-import hashlib
+import hmac
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, NamedTuple
@@ -18,10 +19,10 @@ from google.protobuf.message import DecodeError
 
 from hffm_flower.d2d import Parcel
 from hffm_flower.errors import HffmError, PeerError
-from hffm_flower.modules import ModularUpdate, ModuleKey, shapes
-from hffm_flower.records import from_bytes, to_bytes
+from hffm_flower.modules import ModularUpdate, ModuleKey, Tensor, shapes
 from hffm_flower.rpc import exchange_pb2 as pb
-from hffm_flower.rpc.tickets import seal
+from hffm_flower.rpc.tensors import read_tensors
+from hffm_flower.rpc.tickets import NONCE_BYTES, tag_of
 
 PROTOCOL: Final = 1
 """Version of `exchange.proto`; peers of another version are refused."""
@@ -99,69 +100,6 @@ class Allowed:
         object.__setattr__(self, "tensors", tensors)
 
 
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """A message that is ready to be sent, as often as it needs to be."""
-
-    header: bytes
-    seal: bytes
-    files: tuple[bytes, ...]
-    modules: tuple[ModuleKey, ...]
-
-    @property
-    def payload_bytes(self) -> int:
-        return sum(map(len, self.files))
-
-    def chunks(self) -> Iterator[pb.Chunk]:
-        """The opening, then the payload by at most `CHUNK_BYTES`."""
-        yield pb.Chunk(opening=pb.Opening(header=self.header, seal=self.seal))
-        for file in self.files:
-            for start in range(0, len(file), CHUNK_BYTES):
-                yield pb.Chunk(data=file[start : start + CHUNK_BYTES])
-
-
-class Writer:
-    """Makes the letters of one step; parcels that share their tensors share their bytes."""
-
-    def __init__(self) -> None:
-        self._files: dict[tuple[tuple[ModuleKey, int], ...], tuple[Parcel, bytes]] = {}
-
-    def letter(self, envelope: Envelope, parcels: Sequence[Parcel], key: bytes) -> Letter:
-        """One message of ``parcels``, sealed with the pair's ``key``.
-
-        Raises:
-            PeerError: Its header would be too large.
-        """
-        files = tuple(map(self._file, parcels))
-        sha = hashlib.sha256()
-        for file in files:
-            sha.update(file)
-        header = pb.Header(
-            protocol=PROTOCOL,
-            run=envelope.run,
-            t=envelope.t,
-            phase=pb.Phase.Name(envelope.turn.phase),
-            segment=envelope.turn.segment,
-            step=envelope.turn.step,
-            src=envelope.src,
-            dst=envelope.dst,
-            size=sum(map(len, files)),
-            sha256=sha.digest(),
-            parcels=[_describe(p, len(f)) for p, f in zip(parcels, files, strict=True)],
-        ).SerializeToString(deterministic=True)
-        if len(header) > HEADER_BYTES:
-            raise PeerError(f"a header of {len(header)} bytes; at most {HEADER_BYTES} may be sent")
-        keys = sorted({k for p in parcels for k in p.update.state})
-        return Letter(header, seal(key, header), files, tuple(keys))
-
-    def _file(self, parcel: Parcel) -> bytes:
-        state = parcel.update.state
-        same = tuple((key, id(state[key])) for key in sorted(state))
-        if same not in self._files:
-            self._files[same] = parcel, to_bytes(state)  # the parcel keeps its ids taken
-        return self._files[same][1]
-
-
 def parse_header(opening: pb.Opening) -> tuple[pb.Header, Envelope]:
     """Read a header; who sent it is not known yet.
 
@@ -200,35 +138,25 @@ def check_header(header: pb.Header, allowed: Allowed, *, max_bytes: int) -> None
             _check_module(module, allowed)
 
 
-def read_parcels(header: pb.Header, payload: bytes, allowed: Allowed) -> tuple[Parcel, ...]:
-    """The parcels of a message whose header was checked.
+def read_parcels(
+    header: pb.Header, payload: bytes | memoryview, allowed: Allowed, key: bytes
+) -> tuple[Parcel, ...]:
+    """The parcels of a message whose header was checked; their tensors lie in ``payload``.
 
     Raises:
         Refused: CHECKSUM, MALFORMED or UNKNOWN_MODULE.
     """
-    if hashlib.sha256(payload).digest() != header.sha256:
+    if len(header.nonce) != NONCE_BYTES or not hmac.compare_digest(
+        tag_of(key, header.nonce, [payload]), header.tag
+    ):
         raise Refused(Verdict.CHECKSUM, "the payload is not the one that was sealed")
     parcels = []
     start = 0
+    view = memoryview(payload)
     for parcel in header.parcels:
-        parcels.append(_read(parcel, payload[start : start + parcel.size], allowed))
+        parcels.append(_read(parcel, view[start : start + parcel.size], allowed))
         start += parcel.size
     return tuple(parcels)
-
-
-def _describe(parcel: Parcel, size: int) -> pb.Parcel:
-    modules = []
-    for key in sorted(parcel.update.state):
-        behind = sorted(parcel.behind.get(key, {}).items())
-        modules.append(
-            pb.Module(
-                key=str(key),
-                mass=parcel.update.mass[key],
-                devices=[device for device, _ in behind],
-                masses=[mass for _, mass in behind],
-            )
-        )
-    return pb.Parcel(size=size, intact=parcel.intact, modules=modules)
 
 
 def _check_module(module: pb.Module, allowed: Allowed) -> None:
@@ -252,9 +180,9 @@ def _check_module(module: pb.Module, allowed: Allowed) -> None:
             )
 
 
-def _read(parcel: pb.Parcel, file: bytes, allowed: Allowed) -> Parcel:
+def _read(parcel: pb.Parcel, file: memoryview, allowed: Allowed) -> Parcel:
     try:
-        state = from_bytes(file)
+        state = read_tensors(file)
         if sorted(map(str, state)) != sorted(m.key for m in parcel.modules):
             raise Refused(Verdict.MALFORMED, "the header names other modules than the payload")
         found = shapes(state)
@@ -262,7 +190,7 @@ def _read(parcel: pb.Parcel, file: bytes, allowed: Allowed) -> Parcel:
         if found != wanted:
             odd = sorted(dict(found.items() ^ wanted.items()))
             raise Refused(Verdict.UNKNOWN_MODULE, f"other tensors than the run's: {odd[:3]}")
-        if not all(np.isfinite(a).all() for s in state.values() for a in s.values()):
+        if not all(_is_finite(a) for s in state.values() for a in s.values()):
             raise Refused(Verdict.MALFORMED, "a tensor is not finite")
         mass = {ModuleKey.parse(m.key): m.mass for m in parcel.modules}
         behind = {
@@ -274,3 +202,10 @@ def _read(parcel: pb.Parcel, file: bytes, allowed: Allowed) -> Parcel:
         raise
     except (HffmError, ValueError, TypeError) as error:
         raise Refused(Verdict.MALFORMED, f"no safetensors file of modules: {error}") from error
+
+
+def _is_finite(array: Tensor) -> bool:
+    """Whether all values are, looked at piece by piece."""
+    flat = array.reshape(-1)
+    pieces = range(0, flat.size, CHUNK_BYTES)
+    return all(np.isfinite(flat[at : at + CHUNK_BYTES]).all() for at in pieces)

@@ -24,29 +24,29 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehffm_flower/rpc/exchange.proto\x12\x0fhffm_flower.rpc\"L\n\x05\x43hunk\x12+\n\x07opening\x18\x01 \x01(\x0b\x32\x18.hffm_flower.rpc.OpeningH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\'\n\x07Opening\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x0c\n\x04seal\x18\x02 \x01(\x0c\"\xda\x01\n\x06Header\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\x04\x12\t\n\x01t\x18\x03 \x01(\r\x12%\n\x05phase\x18\x04 \x01(\x0e\x32\x16.hffm_flower.rpc.Phase\x12\x0f\n\x07segment\x18\x05 \x01(\r\x12\x0c\n\x04step\x18\x06 \x01(\r\x12\x0b\n\x03src\x18\x07 \x01(\r\x12\x0b\n\x03\x64st\x18\x08 \x01(\r\x12\x0c\n\x04size\x18\t \x01(\x04\x12\x0e\n\x06sha256\x18\n \x01(\x0c\x12(\n\x07parcels\x18\x0b \x03(\x0b\x32\x17.hffm_flower.rpc.Parcel\"P\n\x06Parcel\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0e\n\x06intact\x18\x02 \x01(\x08\x12(\n\x07modules\x18\x03 \x03(\x0b\x32\x17.hffm_flower.rpc.Module\"D\n\x06Module\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04mass\x18\x02 \x01(\x01\x12\x0f\n\x07\x64\x65vices\x18\x03 \x03(\r\x12\x0e\n\x06masses\x18\x04 \x03(\x01\"D\n\x07Receipt\x12)\n\x07verdict\x18\x01 \x01(\x0e\x32\x18.hffm_flower.rpc.Verdict\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t*\x19\n\x05Phase\x12\x08\n\x04\x44OWN\x10\x00\x12\x06\n\x02UP\x10\x01*\xf3\x01\n\x07Verdict\x12\x0c\n\x08\x41\x43\x43\x45PTED\x10\x00\x12\r\n\tDUPLICATE\x10\x01\x12\r\n\tNOT_READY\x10\x02\x12\x08\n\x04LATE\x10\x03\x12\x0e\n\nUNEXPECTED\x10\x04\x12\x12\n\x0eWRONG_PROTOCOL\x10\x05\x12\r\n\tWRONG_RUN\x10\x06\x12\x0f\n\x0bWRONG_ROUND\x10\x07\x12\x10\n\x0cUNAUTHORISED\x10\x08\x12\r\n\tMALFORMED\x10\t\x12\x12\n\x0eUNKNOWN_MODULE\x10\n\x12\x0e\n\nOVERWEIGHT\x10\x0b\x12\x0c\n\x08OVERSIZE\x10\x0c\x12\r\n\tTRUNCATED\x10\r\x12\x0c\n\x08\x43HECKSUM\x10\x0e\x32J\n\x0cPeerExchange\x12:\n\x04Push\x12\x16.hffm_flower.rpc.Chunk\x1a\x18.hffm_flower.rpc.Receipt(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehffm_flower/rpc/exchange.proto\x12\x0fhffm_flower.rpc\"L\n\x05\x43hunk\x12+\n\x07opening\x18\x01 \x01(\x0b\x32\x18.hffm_flower.rpc.OpeningH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\'\n\x07Opening\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x0c\n\x04seal\x18\x02 \x01(\x0c\"\xe6\x01\n\x06Header\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\x06\x12\t\n\x01t\x18\x03 \x01(\r\x12%\n\x05phase\x18\x04 \x01(\x0e\x32\x16.hffm_flower.rpc.Phase\x12\x0f\n\x07segment\x18\x05 \x01(\r\x12\x0c\n\x04step\x18\x06 \x01(\r\x12\x0b\n\x03src\x18\x07 \x01(\r\x12\x0b\n\x03\x64st\x18\x08 \x01(\r\x12\x0c\n\x04size\x18\t \x01(\x04\x12\r\n\x05nonce\x18\n \x01(\x0c\x12\x0b\n\x03tag\x18\x0c \x01(\x0c\x12(\n\x07parcels\x18\x0b \x03(\x0b\x32\x17.hffm_flower.rpc.Parcel\"P\n\x06Parcel\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0e\n\x06intact\x18\x02 \x01(\x08\x12(\n\x07modules\x18\x03 \x03(\x0b\x32\x17.hffm_flower.rpc.Module\"D\n\x06Module\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04mass\x18\x02 \x01(\x01\x12\x0f\n\x07\x64\x65vices\x18\x03 \x03(\r\x12\x0e\n\x06masses\x18\x04 \x03(\x01\"D\n\x07Receipt\x12)\n\x07verdict\x18\x01 \x01(\x0e\x32\x18.hffm_flower.rpc.Verdict\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t*\x19\n\x05Phase\x12\x08\n\x04\x44OWN\x10\x00\x12\x06\n\x02UP\x10\x01*\xf3\x01\n\x07Verdict\x12\x0c\n\x08\x41\x43\x43\x45PTED\x10\x00\x12\r\n\tDUPLICATE\x10\x01\x12\r\n\tNOT_READY\x10\x02\x12\x08\n\x04LATE\x10\x03\x12\x0e\n\nUNEXPECTED\x10\x04\x12\x12\n\x0eWRONG_PROTOCOL\x10\x05\x12\r\n\tWRONG_RUN\x10\x06\x12\x0f\n\x0bWRONG_ROUND\x10\x07\x12\x10\n\x0cUNAUTHORISED\x10\x08\x12\r\n\tMALFORMED\x10\t\x12\x12\n\x0eUNKNOWN_MODULE\x10\n\x12\x0e\n\nOVERWEIGHT\x10\x0b\x12\x0c\n\x08OVERSIZE\x10\x0c\x12\r\n\tTRUNCATED\x10\r\x12\x0c\n\x08\x43HECKSUM\x10\x0e\x32J\n\x0cPeerExchange\x12:\n\x04Push\x12\x16.hffm_flower.rpc.Chunk\x1a\x18.hffm_flower.rpc.Receipt(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hffm_flower.rpc.exchange_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PHASE']._serialized_start=613
-  _globals['_PHASE']._serialized_end=638
-  _globals['_VERDICT']._serialized_start=641
-  _globals['_VERDICT']._serialized_end=884
+  _globals['_PHASE']._serialized_start=625
+  _globals['_PHASE']._serialized_end=650
+  _globals['_VERDICT']._serialized_start=653
+  _globals['_VERDICT']._serialized_end=896
   _globals['_CHUNK']._serialized_start=51
   _globals['_CHUNK']._serialized_end=127
   _globals['_OPENING']._serialized_start=129
   _globals['_OPENING']._serialized_end=168
   _globals['_HEADER']._serialized_start=171
-  _globals['_HEADER']._serialized_end=389
-  _globals['_PARCEL']._serialized_start=391
-  _globals['_PARCEL']._serialized_end=471
-  _globals['_MODULE']._serialized_start=473
-  _globals['_MODULE']._serialized_end=541
-  _globals['_RECEIPT']._serialized_start=543
-  _globals['_RECEIPT']._serialized_end=611
-  _globals['_PEEREXCHANGE']._serialized_start=886
-  _globals['_PEEREXCHANGE']._serialized_end=960
+  _globals['_HEADER']._serialized_end=401
+  _globals['_PARCEL']._serialized_start=403
+  _globals['_PARCEL']._serialized_end=483
+  _globals['_MODULE']._serialized_start=485
+  _globals['_MODULE']._serialized_end=553
+  _globals['_RECEIPT']._serialized_start=555
+  _globals['_RECEIPT']._serialized_end=623
+  _globals['_PEEREXCHANGE']._serialized_start=898
+  _globals['_PEEREXCHANGE']._serialized_end=972
 # @@protoc_insertion_point(module_scope)

@@ -64,7 +64,7 @@ class Opening(_message.Message):
     def __init__(self, header: _Optional[bytes] = ..., seal: _Optional[bytes] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("protocol", "run", "t", "phase", "segment", "step", "src", "dst", "size", "sha256", "parcels")
+    __slots__ = ("protocol", "run", "t", "phase", "segment", "step", "src", "dst", "size", "nonce", "tag", "parcels")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     T_FIELD_NUMBER: _ClassVar[int]
@@ -74,7 +74,8 @@ class Header(_message.Message):
     SRC_FIELD_NUMBER: _ClassVar[int]
     DST_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
-    SHA256_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    TAG_FIELD_NUMBER: _ClassVar[int]
     PARCELS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run: int
@@ -85,9 +86,10 @@ class Header(_message.Message):
     src: int
     dst: int
     size: int
-    sha256: bytes
+    nonce: bytes
+    tag: bytes
     parcels: _containers.RepeatedCompositeFieldContainer[Parcel]
-    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[int] = ..., t: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., segment: _Optional[int] = ..., step: _Optional[int] = ..., src: _Optional[int] = ..., dst: _Optional[int] = ..., size: _Optional[int] = ..., sha256: _Optional[bytes] = ..., parcels: _Optional[_Iterable[_Union[Parcel, _Mapping]]] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[int] = ..., t: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., segment: _Optional[int] = ..., step: _Optional[int] = ..., src: _Optional[int] = ..., dst: _Optional[int] = ..., size: _Optional[int] = ..., nonce: _Optional[bytes] = ..., tag: _Optional[bytes] = ..., parcels: _Optional[_Iterable[_Union[Parcel, _Mapping]]] = ...) -> None: ...
 
 class Parcel(_message.Message):
     __slots__ = ("size", "intact", "modules")

@@ -3,7 +3,8 @@
 The edge draws one secret a run and gives every participant a `Ticket`: the addresses of its
 cluster, and one key for every pair that it belongs to. A key is
 HMAC-SHA256(secret, run, t, lower index, higher index), so a device can neither make another
-pair's key nor use one in another run or round. Every header is sealed with its pair's key.
+pair's key nor use one in another run or round. Every header is sealed with its pair's key, and
+holds the payload's tag.
 
 Seals prove who sent a message to its receiver, and that no header was altered; they hide
 nothing: that is what TLS is for. They do not bind a member to the truth of what it sends.
@@ -14,13 +15,18 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
+
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import GCM
 
 from hffm_flower.errors import ProtocolError
 
 KEY_BYTES = 32
+NONCE_BYTES, TAG_BYTES = 12, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +126,21 @@ def seal(key: bytes, header: bytes) -> bytes:
 def is_sealed(key: bytes, header: bytes, found: bytes) -> bool:
     """Whether ``found`` is the seal of ``header``; takes the same time either way."""
     return hmac.compare_digest(seal(key, header), found)
+
+
+def tag_of(key: bytes, nonce: bytes, payload: Iterable[bytes | memoryview]) -> bytes:
+    """The tag of a payload, given in parts: AES-GCM of no text with the payload beside it.
+
+    An order of magnitude faster than a hash of it.
+
+    Args:
+        key: The pair's; the tag has a key of its own, derived from it.
+        nonce: `NONCE_BYTES` random bytes, other ones for every payload.
+        payload: What is to be the same at the other end.
+    """
+    own = hmac.digest(key, b"hffm peers payload", hashlib.sha256)
+    gcm = Cipher(AES(own), GCM(nonce)).encryptor()
+    for part in payload:
+        gcm.authenticate_additional_data(part)
+    gcm.finalize()
+    return gcm.tag

@@ -120,7 +120,7 @@ class Worker:
 
         A second Ctrl-C meanwhile ends the wait, not the cleaning up.
         """
-        with _hurried() as hurry:
+        with hurried() as hurry:
             self._watch_tree()
             self._tell(None)
             until = time.monotonic() + GRACE_S
@@ -185,7 +185,7 @@ def _environment(events_fd: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _hurried() -> Iterator[threading.Event]:
+def hurried() -> Iterator[threading.Event]:
     """Meanwhile Ctrl-C, SIGTERM and SIGHUP set an event instead of raising."""
     hurry = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -35,7 +35,8 @@ SENDERS = """
 import asyncio, json, sys
 from clients.outbox import Outbox
 from hffm_flower.d2d import Parcel
-from hffm_flower.rpc.codec import Envelope, Writer
+from hffm_flower.rpc.codec import Envelope
+from hffm_flower.rpc.letters import Writer
 from hffm_flower.rpc.tickets import Ticket
 from tests.integration.test_peer_memory import update_of
 from tests.support.peers import FIRST

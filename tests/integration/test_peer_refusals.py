@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,15 +17,17 @@ from hffm_flower.errors import PeerError
 from hffm_flower.modules import ModularUpdate, ModuleKey
 from hffm_flower.rpc import codec
 from hffm_flower.rpc import exchange_pb2 as pb
-from hffm_flower.rpc.codec import Letter, Turn, Verdict
+from hffm_flower.rpc.codec import Turn, Verdict
+from hffm_flower.rpc.letters import Letter
 from hffm_flower.rpc.reactor import Reactor
-from hffm_flower.rpc.tickets import Ticket, seal
+from hffm_flower.rpc.tickets import Ticket, seal, tag_of
 from tests.support.memory import A
 from tests.support.peers import (
     FIRST,
     ROUND,
     RUN,
     Peers,
+    chunks_of,
     letter,
     peers,
     push,
@@ -43,7 +44,7 @@ Wrong = Callable[[Ticket], Chunks]
 
 
 def good(ticket: Ticket, *parcels: Parcel, turn: Turn = FIRST) -> list[pb.Chunk]:
-    return list(letter(ticket, 0, parcels or (OWN,), turn=turn).chunks())
+    return chunks_of(letter(ticket, 0, parcels or (OWN,), turn=turn))
 
 
 def sealed(ticket: Ticket, change: Callable[[pb.Header], object]) -> list[pb.Chunk]:
@@ -52,7 +53,7 @@ def sealed(ticket: Ticket, change: Callable[[pb.Header], object]) -> list[pb.Chu
     header = pb.Header.FromString(message.header)
     change(header)
     raw = header.SerializeToString()
-    return list(Letter(raw, seal(ticket.seats[0].key, raw), message.files, ()).chunks())
+    return chunks_of(Letter(raw, seal(ticket.seats[0].key, raw), message.files, ()))
 
 
 def resealed(ticket: Ticket, **changes: Any) -> list[pb.Chunk]:
@@ -91,7 +92,7 @@ def no_safetensors(ticket: Ticket) -> list[pb.Chunk]:
 
     def change(header: pb.Header) -> None:
         header.size = header.parcels[0].size = len(junk)
-        header.sha256 = hashlib.sha256(junk).digest()
+        header.tag = tag_of(ticket.seats[0].key, header.nonce, [junk])
 
     return [sealed(ticket, change)[0], pb.Chunk(data=junk)]
 
@@ -111,12 +112,12 @@ def forged(ticket: Ticket) -> list[pb.Chunk]:
 
 def uninvited(ticket: Ticket) -> list[pb.Chunk]:
     """Device 2 is a member, but has nothing to send in this step."""
-    return list(letter(tickets({0: "x:1", 2: "x:3"})[2], 0).chunks())
+    return chunks_of(letter(tickets({0: "x:1", 2: "x:3"})[2], 0))
 
 
 def swapped(ticket: Ticket) -> list[pb.Chunk]:
     """A recorded message for device 2 is played back to device 0."""
-    return list(letter(ticket, 2, (OWN,)).chunks())
+    return chunks_of(letter(ticket, 2, (OWN,)))
 
 
 def other_round(run: int, t: int) -> Wrong:
@@ -223,7 +224,7 @@ def test_a_message_that_comes_twice_counts_once() -> None:
         assert push(*where, first) == Verdict.ACCEPTED
         assert push(*where, first) == Verdict.DUPLICATE
         assert (
-            push(*where, list(letter(cluster.tickets[2], 0, [Parcel.of(update_of(2), 2)]).chunks()))
+            push(*where, chunks_of(letter(cluster.tickets[2], 0, [Parcel.of(update_of(2), 2)])))
             == 0
         )
         (held,) = playing.result()

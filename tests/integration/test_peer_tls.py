@@ -19,6 +19,7 @@ from hffm_flower.d2d import Parcel, play
 from hffm_flower.rpc.channel import Credentials
 from tests.support.peers import (
     allowed_for,
+    chunks_of,
     letter,
     peers,
     push,
@@ -98,7 +99,7 @@ def test_a_sender_without_a_certificate_of_the_authority_is_cut_off(
     authority: Made, member: Credentials, who: Callable[[Made], Credentials | None]
 ) -> None:
     with peers(range(2), credentials=member) as cluster:
-        chunks = list(letter(cluster.tickets[1], 0, [Parcel.of(update_of(1), 1)]).chunks())
+        chunks = chunks_of(letter(cluster.tickets[1], 0, [Parcel.of(update_of(1), 1)]))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             push(
                 cluster.reactor, cluster.addresses[0], chunks,

@@ -34,6 +34,7 @@ from tests.support.memory import A, H, P
 from tests.support.peers import (
     FIRST,
     RUN,
+    chunks_of,
     letter,
     peers,
     push,
@@ -101,9 +102,9 @@ def test_a_slow_device_is_not_waited_for_twice_and_stays_live() -> None:
         verdict = push(
             cluster.reactor,
             cluster.addresses[0],
-            letter(
-                cluster.tickets[2], 0, [Parcel.of(updates[2], 2)], turn=Turn(pb.UP, 0, 3)
-            ).chunks(),
+            chunks_of(
+                letter(cluster.tickets[2], 0, [Parcel.of(updates[2], 2)], turn=Turn(pb.UP, 0, 3))
+            ),
         )
         missed = cluster[0].missed
     want = play(updates, plan, faults={2: Fault.SLOW})
@@ -118,7 +119,7 @@ def test_a_device_that_dies_in_mid_stream_takes_only_its_own_along() -> None:
     big = update_of(1)
     plan = star([1, 2])
     with peers(range(3), Limits(stall_s=0.3)) as cluster:
-        chunks = list(letter(cluster.tickets[1], 0, [Parcel.of(big, 1)]).chunks())
+        chunks = chunks_of(letter(cluster.tickets[1], 0, [Parcel.of(big, 1)]))
         half = pb.Chunk(data=chunks[1].data[: len(chunks[1].data) // 2])
         dying = cluster.reactor.start(_push_and_die(cluster.addresses[0], [chunks[0], half]))
         held = cluster.play(plan, {i: update_of(i) for i in (0, 2)}, deadline_s=2.5)
@@ -145,7 +146,7 @@ def test_a_stream_that_breaks_may_be_sent_again() -> None:
     plan = star([1])
     updates = {i: update_of(i) for i in (0, 1)}
     with peers(range(2), Limits(stall_s=1.0)) as cluster:
-        chunks = list(letter(cluster.tickets[1], 0, [Parcel.of(updates[1], 1)]).chunks())
+        chunks = chunks_of(letter(cluster.tickets[1], 0, [Parcel.of(updates[1], 1)]))
         dying = cluster.reactor.start(_push_and_die(cluster.addresses[0], chunks[:1]))
         held = cluster.play(plan, updates, deadline_s=10.0)
         dying.result()

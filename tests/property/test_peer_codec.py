@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import struct
@@ -18,18 +17,20 @@ from hffm_flower.rpc.codec import (
     Envelope,
     Refused,
     Verdict,
-    Writer,
     check_header,
     parse_header,
     read_parcels,
-)  # fmt: skip
-from tests.support.peers import FIRST, allowed_for, update_of
+)
+from hffm_flower.rpc.letters import Writer
+from hffm_flower.rpc.tickets import NONCE_BYTES, tag_of
+from tests.support.peers import FIRST, allowed_for, chunks_of, update_of
 
+KEY = bytes(32)
 ALLOWED = allowed_for(range(3))
 GOOD = Writer().letter(
     Envelope(7, 3, FIRST, 1, 0), [Parcel.of(update_of(i), i) for i in (1, 2)], bytes(32)
 )
-PAYLOAD = b"".join(GOOD.files)
+PAYLOAD = b"".join(c.data for c in chunks_of(GOOD))
 MAX = 4 * len(PAYLOAD)
 
 
@@ -37,9 +38,10 @@ def read(header: bytes, payload: bytes, *, mend: bool) -> tuple[Parcel, ...]:
     """Decode as a receiver does; ``mend`` lets the payload pass the checksum."""
     parsed, _ = parse_header(pb.Opening(header=header))
     if mend:
-        parsed.sha256 = hashlib.sha256(payload).digest()
+        parsed.nonce = bytes(NONCE_BYTES)
+        parsed.tag = tag_of(KEY, parsed.nonce, [payload])
     check_header(parsed, ALLOWED, max_bytes=MAX)
-    return read_parcels(parsed, payload, ALLOWED)
+    return read_parcels(parsed, payload, ALLOWED, KEY)
 
 
 def check(parcels: tuple[Parcel, ...]) -> None:

@@ -15,8 +15,9 @@ from hffm_flower.d2d import Cluster, Parcel, PeerStep, Plan
 from hffm_flower.modules import ModularUpdate, ModuleKey, shapes
 from hffm_flower.rpc import exchange_pb2 as pb
 from hffm_flower.rpc.channel import Credentials, open_channel
-from hffm_flower.rpc.codec import Allowed, Envelope, Letter, Turn, Verdict, Writer
+from hffm_flower.rpc.codec import Allowed, Envelope, Turn, Verdict
 from hffm_flower.rpc.exchange_pb2_grpc import PeerExchangeStub
+from hffm_flower.rpc.letters import Letter, Writer
 from hffm_flower.rpc.reactor import Reactor
 from hffm_flower.rpc.tickets import Ticket, issue
 from tests.support.memory import A, H, P
@@ -142,6 +143,11 @@ def letter(
     """A good message of the ticket's device."""
     envelope = Envelope(ticket.run, ticket.t, turn, ticket.index, dst)
     return Writer().letter(envelope, parcels, ticket.seats[dst].key)
+
+
+def chunks_of(message: Letter) -> list[pb.Chunk]:
+    """A letter as the messages of `exchange.proto`."""
+    return [pb.Chunk.FromString(frame) for frame, _ in message.frames()]
 
 
 def push(

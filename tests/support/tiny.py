@@ -267,7 +267,10 @@ def register(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def forget() -> None:
     """Empty what a device process keeps between messages."""
-    for kept in (resident._partition, resident._dataset, resident._encoder, resident._frozen):
+    for kept in (
+        resident._partition, resident._dataset, resident._encoder, resident._frozen,
+        resident.own_data,
+    ):  # fmt: skip
         kept.cache_clear()
     TinyImage.made.clear()
     TinyFusion.loaded.clear()

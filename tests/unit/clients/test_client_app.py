@@ -18,6 +18,7 @@ from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError, ModuleError, ProtocolError
 from hffm_flower.modules import ModularState, ModuleKey, digest, shapes
 from hffm_flower.records import modules_of, modules_record, to_bytes, update_of
+from hffm_flower.tasks import definitions
 from tests.support.fake_grid import FIRST_NODE, FakeGrid
 
 DEVICE = 1
@@ -65,6 +66,9 @@ def test_profile(tiny: RunConfig) -> None:
         "wanted": list(own.wanted),
         "tests": dict(own.tests),
         "layout": shapes(initial(tiny)),
+        "definitions": definitions(tiny.data.tasks),
+        "skipped": {},
+        "peer": "",
     }
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from clients.store import DeviceStore
-from hffm_flower.errors import ModuleError
-from hffm_flower.modules import ModularState, ModuleKey
+from hffm_flower.errors import ModuleError, ProtocolError
+from hffm_flower.modules import ModularState, ModularUpdate, ModuleKey
+from hffm_flower.records import to_bytes, write_state
 
 HEAD = ModuleKey.parse("head/easyvqa10")
 
@@ -94,3 +95,28 @@ def test_devices_do_not_share(tmp_path: Path) -> None:
     assert DeviceStore(tmp_path, 11).versions() == []
     assert DeviceStore(tmp_path / "other", 1).versions() == []
     assert value(DeviceStore(tmp_path, 1), 2) == 1
+
+
+def test_the_own_update_is_kept_until_the_next_round(tmp_path: Path) -> None:
+    update = ModularUpdate(state(7), {HEAD: 1 / 3})
+    DeviceStore(tmp_path, 4).keep(update, 2)
+    came = DeviceStore(tmp_path, 4).kept(2)  # as another process sees it
+    assert came.mass == update.mass
+    assert to_bytes(came.state) == to_bytes(update.state)
+    DeviceStore(tmp_path, 4).keep(ModularUpdate({}, {}), 3)
+    assert DeviceStore(tmp_path, 4).kept(3) == ModularUpdate({}, {})
+    with pytest.raises(ProtocolError, match="no update of edge round 2 is kept here"):
+        DeviceStore(tmp_path, 4).kept(2)
+    assert DeviceStore(tmp_path, 4).versions() == []
+
+
+def test_a_damaged_update_is_not_given_away(tmp_path: Path) -> None:
+    store = DeviceStore(tmp_path, 4)
+    store.keep(ModularUpdate(state(7), {HEAD: 1.0}), 2)
+    (path,) = (store.folder / "own").iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ProtocolError, match="no update of edge round 2 is kept here"):
+        store.kept(2)
+    write_state(path, state(7))  # no masses
+    with pytest.raises(ProtocolError, match="no update of edge round 2 is kept here"):
+        store.kept(2)

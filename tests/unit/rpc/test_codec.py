@@ -6,21 +6,20 @@ import pytest
 from hffm_flower.d2d import Parcel
 from hffm_flower.errors import PeerError
 from hffm_flower.modules import ModularUpdate
-from hffm_flower.rpc import codec
+from hffm_flower.rpc import codec, letters
 from hffm_flower.rpc import exchange_pb2 as pb
 from hffm_flower.rpc.codec import (
     Envelope,
-    Letter,
     Refused,
     Verdict,
-    Writer,
     check_header,
     parse_header,
     read_parcels,
-)  # fmt: skip
+)
+from hffm_flower.rpc.letters import Letter, Writer
 from hffm_flower.rpc.tickets import is_sealed
 from tests.support.memory import A, H
-from tests.support.peers import FIRST, allowed_for, same_parcels, update_of
+from tests.support.peers import FIRST, allowed_for, chunks_of, same_parcels, update_of
 
 KEY = bytes(32)
 ENVELOPE = Envelope(2**64 - 1, 3, FIRST, 1, 0)
@@ -28,12 +27,12 @@ ALLOWED = allowed_for(range(3))
 
 
 def read(letter: Letter) -> tuple[Parcel, ...]:
-    first, *rest = letter.chunks()
+    first, *rest = chunks_of(letter)
     header, envelope = parse_header(first.opening)
     assert envelope == ENVELOPE
     assert is_sealed(KEY, first.opening.header, first.opening.seal)
     check_header(header, ALLOWED, max_bytes=10_000)
-    return read_parcels(header, b"".join(c.data for c in rest), ALLOWED)
+    return read_parcels(header, b"".join(c.data for c in rest), ALLOWED, KEY)
 
 
 MIXED = Parcel(
@@ -63,9 +62,9 @@ def test_what_is_written_is_read_to_the_bit(name: str) -> None:
 
 
 def test_a_payload_goes_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(letters, "CHUNK_BYTES", 100)
     letter = Writer().letter(ENVELOPE, MESSAGES["several"], KEY)
-    sizes = [len(c.data) for c in list(letter.chunks())[1:]]
+    sizes = [len(c.data) for c in chunks_of(letter)[1:]]
     assert max(sizes) == 100
     assert sum(sizes) == letter.payload_bytes
     assert same_parcels(read(letter), MESSAGES["several"])
@@ -79,12 +78,13 @@ def test_shares_of_one_state_are_packed_once() -> None:
     assert one.files[0] is two.files[0]
     assert one.header != two.header
     (part,) = writer.letter(ENVELOPE, [own.scaled({A: 1.0})], KEY).files
-    assert len(part) < len(one.files[0])
+    assert part.size < one.files[0].size
 
 
 def test_a_header_may_not_grow_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     letter = Writer().letter(ENVELOPE, MESSAGES["one"], KEY)
     monkeypatch.setattr(codec, "HEADER_BYTES", 10)
+    monkeypatch.setattr(letters, "HEADER_BYTES", 10)
     with pytest.raises(PeerError, match="at most 10"):
         Writer().letter(ENVELOPE, MESSAGES["one"], KEY)
     with pytest.raises(Refused) as caught:
@@ -99,6 +99,7 @@ def test_arrays_of_any_layout_travel() -> None:
     layout = {"adapter/a/w": "float32[5,8]", "adapter/a/s": "float32[]"}
     header, _ = parse_header(pb.Opening(header=letter.header))
     allowed = codec.Allowed(layout, {1: 1.0})
-    (came,) = read_parcels(header, letter.files[0], allowed)
+    payload = b"".join(c.data for c in chunks_of(letter)[1:])
+    (came,) = read_parcels(header, payload, allowed, KEY)
     assert np.array_equal(came.update.state[A]["w"], turned)
     assert came.update.state[A]["s"].shape == ()

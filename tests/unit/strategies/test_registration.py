@@ -13,6 +13,7 @@ from hffm_flower.errors import Interrupted, ProtocolError, QuorumError
 from hffm_flower.modules import ModularState, ModuleKey, digest, shapes
 from hffm_flower.profile import NodeProfile
 from hffm_flower.records import CONFIG, MODULES, modules_record, text
+from hffm_flower.tasks import definition, definitions
 from strategies.grids import ClusterGrid
 from strategies.registration import Registered, initial_modules, register, wait_for_nodes
 from tests.support.memory import KEYS, A, Device, H, MemoryGrid, P, module, same
@@ -102,6 +103,18 @@ def edit(**values: object) -> Callable[[dict[str, Any]], object]:
             answers(1, (A, H), state={A: module(1, 2, 3), H: module(1)}),
             "device 1: adapter/a/w is float32[3], but float32[2] on device 0",
         ),
+        (
+            answers(
+                1, change=edit(definitions={"watch7": {**definition("watch7"), "head": "box"}})
+            ),
+            "device 1: its head of task 'watch7': 'box', here 'classification'",
+        ),
+        (
+            answers(1, change=edit(definitions={"smell3": {}})),
+            "device 1: task 'smell3' is not known here",
+        ),
+        (answers(1, change=edit(definitions=["watch7"])), "profile"),
+        (answers(1, change=edit(skipped={"watch7": "many"})), "profile"),
         (lambda m: Message(Error(2, "raised"), reply_to=m), "no profile: error 2: raised"),
         (lambda m: None, "no answer within 0.05 s"),
         (lambda m: Message(RecordDict(), reply_to=m), "no text profile.json"),
@@ -119,6 +132,21 @@ def test_a_node_that_differs_is_refused_with_the_difference(device: Device, why:
     assert list(accepted) == [5, 7]
     assert list(refused) == [6]
     assert why in refused[6]
+
+
+def test_what_a_device_does_not_use_of_its_data_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told = {"watch7": {"unknown answer": 3}}
+    same_tasks = definitions(["watch7"])
+    accepted, refused = enlist(
+        {5: answers(0), 6: answers(1, change=edit(skipped=told, definitions=same_tasks))}
+    )
+    assert refused == {}
+    assert (accepted[5].skipped, accepted[6].skipped) == ({}, told)
+    assert [r.message for r in caplog.records] == [
+        "device 1 does not use of its own data: {'watch7': {'unknown answer': 3}}"
+    ]
 
 
 def test_nodes_are_waited_for() -> None:

@@ -1,0 +1,132 @@
+"""``image-csv``: a folder of pictures and a CSV file with a line for each example.
+
+Columns: ``image`` (a file in the folder), ``answer``, and optionally ``text`` (a
+question). Where the task asks for a box: ``left``, ``top``, ``width``, ``height`` in
+pixels of the picture. Other columns are not read, so that one CSV file can serve several
+tasks; a picture may stand in many lines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Final, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from hffm_flower.data.dataset import Item, text_item
+from hffm_flower.data.own_task import (
+    OwnKind,
+    OwnTask,
+    Skipped,
+    divide,
+    normalised,
+    usable,
+    vocabulary,
+)
+from hffm_flower.data.tables import need_columns, read_table
+from hffm_flower.tasks import TASKS
+
+BOX: Final = ("left", "top", "width", "height")
+SLACK_PX: Final = 1.0  # annotation tools round a box's side up
+
+
+class Picture(NamedTuple):
+    """A picture that can be decoded."""
+
+    item: Item
+    width_px: int
+    height_px: int
+
+
+class ImageCsv(OwnKind):
+    """Pictures with questions and answers, or boxes."""
+
+    modalities: ClassVar[tuple[str, ...]] = ("image", "text")
+    csv: str = "examples.csv"
+
+    def read(self, task: str, folder: Path, rng: np.random.Generator) -> OwnTask:
+        """Read the CSV file, and every picture once."""
+        spec, answers = TASKS[task], vocabulary(task)
+        key = f"data.{task}.csv"
+        table = read_table(folder / self.csv, key)
+        need_columns(table, ("image", *(("answer",) if answers else BOX)), key)
+        texts = "text" in spec.inputs and "text" in table.columns
+        skipped = Skipped()
+        pictures: dict[str, Picture | str] = {}
+        names: list[str] = []
+        questions: list[Item] = []
+        labels: list[int] = []
+        boxes: list[tuple[float, ...]] = []
+        for row in table.rows:
+            name, label = row["image"], 0
+            box: tuple[float, ...] = (0.0,) * 4
+            if name not in pictures:
+                pictures[name] = picture(folder / name)
+            found = pictures[name]
+            if isinstance(found, str):
+                skipped.add(found, name)
+                continue
+            if answers:
+                label = answers.get(normalised(row["answer"]), -1)
+            else:
+                box = relative_box([row[c] for c in BOX], found)
+            if label < 0:
+                skipped.add("unknown answer", f"{name} ({row['answer']!r})")
+            elif not box:
+                skipped.add("no box in the picture", name)
+            elif texts and not row["text"]:
+                skipped.add("no text", name)
+            else:
+                names.append(name)
+                labels.append(label)
+                boxes.append(box)
+                questions += [text_item(row["text"])] if texts else []
+        inputs = {"image": [p.item for n in names if not isinstance(p := pictures[n], str)]}
+        if texts:
+            inputs["text"] = questions
+        targets = (
+            np.array(labels, np.int64) if answers else np.array(boxes, np.float32).reshape(-1, 4)
+        )
+        test = divide(names, labels, self.test_share, rng)
+        return usable(task, OwnTask(task, inputs, targets, test, skipped), folder)
+
+
+def picture(path: Path) -> Picture | str:
+    """The picture in a file, decoded once to see that it can be; or why there is none."""
+    if not path.is_file():
+        return "missing file"
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        width, height = decode(path).size
+    except Exception:  # a damaged picture raises whatever its damage leads to
+        return "unreadable file"
+    return Picture(Item(digest, partial(decode, path)), width, height)
+
+
+def decode(path: Path) -> Image.Image:
+    """The picture, upright, in RGB."""
+    with Image.open(path) as raw:
+        return ImageOps.exif_transpose(raw).convert("RGB")
+
+
+def relative_box(cells: list[str], within: Picture) -> tuple[float, ...]:
+    """Centre x, centre y, width, height, each in 0..1; empty if it is no box in the picture."""
+    try:
+        left, top, width, height = map(float, cells)
+    except ValueError:
+        return ()
+    right, bottom = left + width, top + height
+    inside = (
+        left >= -SLACK_PX
+        and top >= -SLACK_PX
+        and right <= within.width_px + SLACK_PX
+        and bottom <= within.height_px + SLACK_PX
+    )
+    if not (inside and width > 0 and height > 0):
+        return ()
+    left, right = max(left, 0) / within.width_px, min(right / within.width_px, 1)
+    top, bottom = max(top, 0) / within.height_px, min(bottom / within.height_px, 1)
+    return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top

@@ -1,0 +1,111 @@
+"""Programs are started again when they die, and end with all that they have started."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hffm_flower.session import processes as module
+from hffm_flower.session.processes import Processes, Program, free_addresses, listening
+
+SLEEP = "import time; time.sleep(600)"
+NEST = f"""
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", {SLEEP!r}], start_new_session=True)
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); "
+PARENT = """
+import sys, time
+from pathlib import Path
+from hffm_flower.session.processes import Processes, Program
+with Processes(Path(sys.argv[1])) as them:
+    them.start(Program("nest", (sys.executable, "-c", sys.argv[2])))
+    print(them.scratch, flush=True)
+    time.sleep(600)
+"""
+
+
+def python(name: str, code: str, restarts: int = 3) -> Program:
+    return Program(name, (sys.executable, "-c", code), restarts)
+
+
+def until(true: Callable[[], object], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_end_takes_children_in_sessions_of_their_own_along(tmp_path: Path) -> None:
+    with Processes(tmp_path) as them:
+        them.start(python("nest", NEST))
+        until(lambda: them.text("nest"))
+        child, scratch = int(them.text("nest")), them.scratch
+        assert psutil.pid_exists(child)
+    assert gone(child)
+    assert not scratch.exists()
+
+
+def test_one_that_does_not_listen_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GRACE_S", 0.5)
+    with Processes(tmp_path) as them:
+        them.start(python("deaf", DEAF + SLEEP))
+        until(lambda: them.text("deaf"))
+        pid = them.pid("deaf")
+    assert gone(pid)
+
+
+def test_a_killed_parent_leaves_nothing_behind(tmp_path: Path) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path), NEST], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    with parent.stdout:
+        scratch = Path(parent.stdout.readline().strip())
+    until(lambda: (tmp_path / "nest.log").exists() and (tmp_path / "nest.log").read_text())
+    child = int((tmp_path / "nest.log").read_text())
+    parent.kill()
+    parent.wait()
+    until(lambda: gone(child) and not scratch.exists())
+
+
+def test_the_dead_are_started_again_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_RETRY_S", 0.01)
+    with Processes(tmp_path) as them:
+        them.start(python("short", "print('lived', flush=True)", restarts=2))
+        until(lambda: them.look_after() or them.given_up("short"))  # type: ignore[func-returns-value]
+        assert them.starts("short") == 3
+        assert them.text("short").count("lived") == 3
+        assert not them.running("short")
+
+
+def test_temporary_files_go_with_the_tree(tmp_path: Path) -> None:
+    code = "import tempfile; print(tempfile.mkdtemp(), flush=True)"
+    with Processes(tmp_path) as them:
+        them.start(python("temporary", code))
+        until(lambda: them.text("temporary"))
+        folder = Path(them.text("temporary").strip())
+        assert them.scratch in folder.parents
+    assert not folder.exists()
+
+
+def test_free_addresses_differ_and_nobody_listens() -> None:
+    found = free_addresses(20)
+    assert len(set(found)) == 20
+    assert not any(map(listening, found))
