@@ -108,7 +108,9 @@ class Federation:
             grid, config.tree.devices, least=self._quorum(),
             deadline_s=server.deadline_s, stopped=self.stop.is_set,
         )  # fmt: skip
-        view = PeerGrid(grid, nodes, stop=self.stop, watch=self._watch, ledger=self.ledger)
+        view = PeerGrid(
+            grid, nodes, stop=self.stop, watch=self._watch, ledger=self.ledger, hops={}
+        )
         self.phase = "registering"
         devices, self.refused = register(
             view, nodes, version=f"{__version__} (protocol {PROTOCOL})",
@@ -124,7 +126,7 @@ class Federation:
             period=config.tree.period, rounds=config.rounds,
         )  # fmt: skip
         self.cycle = schedule.cycle()
-        view.hops |= {n: self._hops(d.profile.index) for n, d in devices.items()}
+        view.place({n: self._hops(d.profile.index) for n, d in devices.items()})
         shared = keys - set(schedule.scoped(Scope.DEVICE))
         self.phase = "initial modules"
         initial, silent = initial_modules(view, devices, shared, deadline_s=server.deadline_s)
@@ -149,7 +151,7 @@ class Federation:
                     view,
                     self.edges,
                     ledger=self.ledger,
-                    hops={}
+                    hops=None
                     if config.flat
                     else {n: (CLOUD, f"edge/{e.index}") for n, e in self.edges.items()},
                 ),

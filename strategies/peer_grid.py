@@ -97,6 +97,7 @@ class PeerGrid(ClusterGrid):
 
     def index_of(self, node: int) -> int:
         """Index of the device behind a node id."""
+        assert self.hops is not None
         return int(self.hops[node][-1].rpartition("/")[2])
 
     def enter_peers(

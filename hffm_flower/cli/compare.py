@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
@@ -140,7 +141,7 @@ def closing_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     """The comparison in two tables that fit a terminal, costs per edge round."""
     figures = Table(title="accuracy (after the last round; over the last cycle), cost a round")
     for column in ("method", "accuracy", "cycle", "latency [s]", "energy [J]"):
-        figures.add_column(column, justify="left" if column == "method" else "right")
+        figures.add_column(escape(column), justify="left" if column == "method" else "right")
     traffic = Table(title="modules sent in an edge round [MB]")
     for column in ("method", "uplink", "downlink", "D2D", "backhaul"):
         traffic.add_column(column, justify="left" if column == "method" else "right")

@@ -85,9 +85,12 @@ def prepare(wanted: Sequence[Entry], root: Path) -> list[Planned]:
     if (root / "table.json").exists():
         raise ConfigError(f"{str(root)!r} already holds a comparison; choose another --out")
     plans = [check(entry.config) for entry in wanted]
+    folders = [root / entry.name / f"seed-{entry.config.seed}" for entry in wanted]
+    if taken := [str(folder) for folder in folders if folder.exists()]:
+        raise ConfigError(f"{taken[0]!r} is in use; choose another --out")
     return [
-        Planned(entry, plan, RunFiles.create(root / entry.name / f"seed-{entry.config.seed}"))
-        for entry, plan in zip(wanted, plans, strict=True)
+        Planned(entry, plan, RunFiles.create(folder))
+        for entry, plan, folder in zip(wanted, plans, folders, strict=True)
     ]
 
 

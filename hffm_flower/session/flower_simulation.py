@@ -69,6 +69,7 @@ def simulate(
     """
     server, answers = ServerApp(), Answers()
     first = runs[0]
+    alike = max(config.tree.period for config in runs)  # then the cloud makes a difference
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
@@ -77,8 +78,8 @@ def simulate(
             event({"event": "run", "out": config.paths.out})
             view = SessionGrid(
                 grid, place, answers=answers,
-                twin=twin_of(config.method, config.server.modules, config.seed)
-                if len(runs) > 1 else "",
+                twin=twin_of(config.method, config.server.modules, config.seed),
+                until=alike if len(runs) > 1 else 0,
             )  # fmt: skip
             try:
                 federate(view, config, RunFiles(Path(config.paths.out)), event=event, stop=stop)
