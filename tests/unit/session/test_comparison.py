@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hffm_flower.config import RunConfig
-from hffm_flower.errors import ConfigError, HffmError, OutputError
+from hffm_flower.errors import ConfigError, HffmError
 from hffm_flower.ledger import LinkClass
 from hffm_flower.report import RoundReport, Score, TaskFacts
 from hffm_flower.result import build
@@ -155,7 +155,7 @@ def test_pictures_are_drawn(base: RunConfig, root: Path, names: Sequence[str]) -
 
 
 def test_a_folder_is_taken_once(done: list[Planned], root: Path, base: RunConfig) -> None:
-    with pytest.raises(OutputError, match="already holds a run"):
+    with pytest.raises(ConfigError, match="is in use"):
         prepare(entries(base, ["star"], [1]), root)
     write_tables(root, table(done), done[0].entry)
     with pytest.raises(ConfigError, match="already holds a comparison"):
