@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from clients.examples import TaskData, load_task
+from clients.examples import ExampleMemory, TaskData, load_task
 from hffm_flower.config import RunConfig
 from hffm_flower.data import DATASETS, TASKS
 from hffm_flower.data.dataset import Dataset, Split
@@ -110,6 +110,9 @@ def _frozen(backbone: str, weights: Weights, seed: int, device: torch.device) ->
     return BACKBONES[backbone].load_frozen(weights, seed).to(device)
 
 
+_examples = ExampleMemory()
+
+
 class Device:
     """One device of a run: its profile, its model and its data, as this process sees them.
 
@@ -137,12 +140,19 @@ class Device:
 
     def train_data(self) -> list[TaskData]:
         """Training examples, one part per task."""
-        return self._load("train", self._partition.train)
+        return self._kept("train", "train", self._partition.train)
 
     def test_data(self, split: str) -> list[TaskData]:
         """Shards of the test sets, ``iid`` or ``skewed``, one part per task."""
         part = self._partition
-        return self._load("test", part.test_iid if split == "iid" else part.test_skewed)
+        return self._kept(split, "test", part.test_iid if split == "iid" else part.test_skewed)
+
+    def _kept(self, name: str, split: Split, shards: Mapping[str, Shards]) -> list[TaskData]:
+        """Examples as this process has them in memory, loaded if it has not."""
+        config = self.config
+        key = (config.data, config.model, config.seed, config.tree.devices, config.cache_dir(),
+               self.profile.index, self.on, name)  # fmt: skip
+        return _examples.get(key, lambda: self._load(split, shards))
 
     def _load(self, split: Split, shards: Mapping[str, Shards]) -> list[TaskData]:
         data = self.config.data

@@ -18,8 +18,8 @@ from hffm_flower.cli import options
 from hffm_flower.errors import Interrupted, one_of
 
 PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
-    "small": {"model.backbone": "small", "rounds": 24},
-    "default": {"rounds": 24},
+    "small": {"model.backbone": "small", "rounds": 24, "data.test-per-answer": 100},
+    "default": {"rounds": 24, "data.test-per-answer": 100},
 }
 SMOKE_ROUNDS: Final = 8
 """A multiple of every default period."""

@@ -269,6 +269,7 @@ def forget() -> None:
     """Empty what a device process keeps between messages."""
     for kept in (resident._partition, resident._dataset, resident._encoder, resident._frozen):
         kept.cache_clear()
+    resident._examples.clear()
     TinyImage.made.clear()
     TinyFusion.loaded.clear()
 
