@@ -108,9 +108,7 @@ class Federation:
             grid, config.tree.devices, least=self._quorum(),
             deadline_s=server.deadline_s, stopped=self.stop.is_set,
         )  # fmt: skip
-        view = PeerGrid(
-            grid, nodes, stop=self.stop, watch=self._watch, ledger=self.ledger, hops={}
-        )
+        view = PeerGrid(grid, nodes, stop=self.stop, watch=self._watch, ledger=self.ledger, hops={})
         self.phase = "registering"
         devices, self.refused = register(
             view, nodes, version=f"{__version__} (protocol {PROTOCOL})",
@@ -127,6 +125,8 @@ class Federation:
         )  # fmt: skip
         self.cycle = schedule.cycle()
         view.place({n: self._hops(d.profile.index) for n, d in devices.items()})
+        view.most = {n: d.member().examples for n, d in devices.items()}
+        view.reporting = not keys - set(schedule.scoped(Scope.DEVICE))
         shared = keys - set(schedule.scoped(Scope.DEVICE))
         self.phase = "initial modules"
         initial, silent = initial_modules(view, devices, shared, deadline_s=server.deadline_s)
@@ -145,16 +145,12 @@ class Federation:
             on_round=self._on_round,
         )  # fmt: skip
         self.exchanges = frozenset(cloud.exchanges)
+        hops = {n: (CLOUD, f"edge/{e.index}") for n, e in self.edges.items()}
+        tree = NestedGrid(view, self.edges, ledger=self.ledger, hops=None if config.flat else hops)
+        tree.reporting = not schedule.scoped(Scope.CLOUD)
         with _quiet_flower():
             cloud.start(
-                NestedGrid(
-                    view,
-                    self.edges,
-                    ledger=self.ledger,
-                    hops=None
-                    if config.flat
-                    else {n: (CLOUD, f"edge/{e.index}") for n, e in self.edges.items()},
-                ),
+                tree,
                 modules_record(initial),
                 num_rounds=len(cloud.exchanges),
                 timeout=cloud.round_timeout_s(),

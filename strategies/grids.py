@@ -84,6 +84,8 @@ class ClusterGrid(GridView):
         super().__init__(grid)
         self._ledger = ledger or Ledger()
         self.hops: dict[int, tuple[str, ...]] | None = None if hops is None else dict(hops)
+        self.reporting = False
+        """Whether what passes only reports, because nothing is shared: it costs nothing."""
         self._unplaced: list[tuple[Message, Message]] = []
         self._node_ids = tuple(node_ids)
         self._stop = stop or threading.Event()
@@ -178,6 +180,8 @@ class ClusterGrid(GridView):
         if phase is Phase.DISPATCH:
             t = number(question.content, CONFIG, "first")
             phase = phase if t > 1 else Phase.SETUP  # the initial modules
+        if self.reporting and phase is not Phase.SETUP:
+            phase = Phase.EVALUATE
         for src, dst in pairwise(hops if asks else reversed(hops)):
             self._ledger.add(
                 Transfer(

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 from hffm_flower.cli import options
-from hffm_flower.errors import Interrupted, one_of
+from hffm_flower.errors import ConfigError, Interrupted, one_of
 
 PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
     "small": {"model.backbone": "small", "rounds": 24, "data.test-per-answer": 100},
@@ -36,9 +36,11 @@ def compare_command(
             "+gossip, +cooperative. Default: the paper's.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of every random draw.", show_default="1")
+    ] = None,
     seeds: Annotated[
-        int | None, typer.Option(help="Compare over the seeds 1 to N.", show_default=False)
+        int | None, typer.Option(min=1, max=100, help="Compare over the seeds 1 to N.")
     ] = None,
     preset: Annotated[
         str, typer.Option(help="small (quick backbone) or default; both 24 rounds.")
@@ -52,8 +54,8 @@ def compare_command(
 ) -> None:
     """Train methods on one federation and compare accuracy, latency, energy and bytes."""
     console = Console()
-    if seeds is not None and seeds < 1:
-        raise typer.BadParameter(f"{seeds} seeds; at least 1", param_hint="--seeds")
+    if seeds is not None and seed is not None:
+        raise ConfigError("--seed and --seeds exclude each other")
     base: dict[str, object] = dict(PRESETS[one_of("preset", preset, PRESETS)])
     base |= {**options.SMOKE, "rounds": SMOKE_ROUNDS} if smoke else {}
     chosen = options.configure(
@@ -63,14 +65,18 @@ def compare_command(
         from hffm_flower.session.comparison import execute, prepare
         from hffm_flower.session.entries import DEFAULT, entries
 
-        names = [n.strip() for n in methods.split(",") if n.strip()] if methods else DEFAULT
-        wanted = entries(chosen, names, range(1, seeds + 1) if seeds else [seed])
+        names = (
+            [n.strip() for n in methods.split(",") if n.strip()] if methods is not None else DEFAULT
+        )
+        wanted = entries(
+            chosen, names, range(1, seeds + 1) if seeds else [1 if seed is None else seed]
+        )
         root = out.expanduser() if out else Path("runs") / time.strftime("compare-%Y%m%d-%H%M%S")
         planned = prepare(wanted, root)
     console.print(
         f"[bold]{len(planned)} runs[/]: {', '.join(names)}; {chosen.tree.devices} devices in "
         f"{chosen.tree.edges} clusters, {chosen.model.backbone}, T = {chosen.rounds}, "
-        + (f"seeds 1 to {seeds}" if seeds else f"seed {seed}")
+        + (f"seeds 1 to {seeds}" if seeds else f"seed {1 if seed is None else seed}")
     )
     display = Display(console, {str(p.files.root.resolve()): p.entry.name for p in planned},
                       chosen.rounds)  # fmt: skip
@@ -81,6 +87,8 @@ def compare_command(
         raise Interrupted(f"what has finished is kept in {root}") from error
     for each in closing_tables(result.rows):
         console.print(each)
+    console.print("latency and energy: radio model, see docs/d2d.md; cycle: edge models, mean over "
+                  "the last cloud cycle of each method")  # fmt: skip
     console.print(f"results in [bold]{root}[/]: table.csv, table.tex, table.json, accuracy.png, "
                   "costs.png, and a folder for each run")  # fmt: skip
 

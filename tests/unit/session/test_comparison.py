@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hffm_flower.config import RunConfig
-from hffm_flower.errors import ConfigError, HffmError
+from hffm_flower.errors import ConfigError, HffmError, OutputError
 from hffm_flower.ledger import LinkClass
 from hffm_flower.report import RoundReport, Score, TaskFacts
 from hffm_flower.result import build
@@ -121,7 +121,7 @@ def test_the_tables_say_the_same(done: list[Planned], root: Path) -> None:
         for link in NAMES:
             assert float(line[f"{link}_bytes"]) == row["bytes"][link]
     assert sorted(p.name for p in root.iterdir() if p.is_file()) == [
-        "table.csv", "table.json", "table.tex",
+        "run.log", "table.csv", "table.json", "table.tex",
     ]  # fmt: skip
 
 
@@ -155,10 +155,7 @@ def test_pictures_are_drawn(base: RunConfig, root: Path, names: Sequence[str]) -
 
 
 def test_a_folder_is_taken_once(done: list[Planned], root: Path, base: RunConfig) -> None:
-    with pytest.raises(ConfigError, match="is in use"):
-        prepare(entries(base, ["star"], [1]), root)
-    write_tables(root, table(done), done[0].entry)
-    with pytest.raises(ConfigError, match="already holds a comparison"):
+    with pytest.raises(OutputError, match="is not empty"):
         prepare(entries(base, ["local"], [9]), root)
     assert not (root / "local").exists()
 
@@ -203,11 +200,12 @@ def test_what_has_finished_is_kept(
     monkeypatch.setattr(comparison, "work", worker_that(planned, 2, error))
     with pytest.raises(type(error)):
         execute(planned, root, lambda event: None)
-    assert statuses(planned) == ["finished", "finished", status, status]
+    assert statuses(planned[:3]) == ["finished", "finished", status]
+    assert not planned[3].files.root.exists(), "it was never begun"
     whole = json.loads((root / "table.json").read_text(encoding="utf-8"))
     assert [row["method"] for row in whole["rows"]] == list(METHODS[:2])
     assert is_picture(root / "accuracy.png")
-    reasons = {str(p.files.result()["reason"]) for p in planned[2:]}
+    reasons = {str(p.files.result()["reason"]) for p in planned[2:3]}
     assert reasons == {str(error) or "stopped on request"}
 
 
@@ -218,7 +216,8 @@ def test_nothing_finished_makes_no_table(
     monkeypatch.setattr(comparison, "work", worker_that(planned, 0, HffmError("no room")))
     with pytest.raises(HffmError, match="no room"):
         execute(planned, root, lambda event: None)
-    assert statuses(planned) == ["failed"] * 4
+    assert statuses(planned[:1]) == ["failed"]
+    assert not any(p.files.root.exists() for p in planned[1:])
     assert not (root / "table.json").exists()
 
 
