@@ -187,7 +187,8 @@ def _assemble(
 
 def _store(context: Context, device: Device) -> DeviceStore:
     state_dir = device.config.paths.state or str(device.config.cache_dir() / "state")
-    return DeviceStore(Path(state_dir) / str(context.run_id), device.profile.index)
+    run = device.config.deploy.run or str(context.run_id)
+    return DeviceStore(Path(state_dir) / run, device.profile.index)
 
 
 def _keys(words: str) -> list[ModuleKey]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,43 @@ class TaskData:
         """The examples ``rows``, in that order."""
         inputs = {s: t.index(rows) for s, t in self.inputs.items()}
         return TaskData(self.task, inputs, self.targets[rows])
+
+
+class ExampleMemory:
+    """Loaded examples by what they are of; the least recently used go when there are too many.
+
+    Args:
+        most_bytes: How much to keep [byte]; what is asked for last is kept in any case.
+    """
+
+    def __init__(self, most_bytes: int = 2**29) -> None:
+        self._most_bytes = most_bytes
+        self._held: OrderedDict[Hashable, list[TaskData]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: Hashable, load: Callable[[], list[TaskData]]) -> list[TaskData]:
+        """Examples of ``key``, loaded at the first time; not to be changed."""
+        if key in self._held:
+            self._held.move_to_end(key)
+            return self._held[key]
+        self._held[key] = loaded = load()
+        self._bytes += _size(loaded)
+        while self._bytes > self._most_bytes and len(self._held) > 1:
+            _, oldest = self._held.popitem(last=False)
+            self._bytes -= _size(oldest)
+        return loaded
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._held.clear()
+        self._bytes = 0
+
+
+def _size(parts: Iterable[TaskData]) -> int:
+    return sum(
+        part.targets.nbytes + sum(t.values.nbytes + t.mask.nbytes for t in part.inputs.values())
+        for part in parts
+    )
 
 
 def load_task(

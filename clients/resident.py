@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from clients.examples import TaskData, load_task
+from clients.examples import ExampleMemory, TaskData, load_task
 from hffm_flower.config import RunConfig
 from hffm_flower.data import DATASETS, TASKS
 from hffm_flower.data.dataset import Dataset, Split
@@ -140,6 +140,9 @@ def open_own(config: RunConfig, file: Path) -> OwnData:
     return own
 
 
+_examples = ExampleMemory()
+
+
 class Device:
     """One device of a run: its profile, its model and its data, as this process sees them.
 
@@ -174,14 +177,23 @@ class Device:
 
     def train_data(self) -> list[TaskData]:
         """Training examples, one part per task."""
-        return self._load("train", "train")
+        return self._kept("train", "train", "train")
 
     def test_data(self, split: str) -> list[TaskData]:
         """Shards of the test sets, ``iid`` or ``skewed``, one part per task.
 
         Of data of its own, a device has one test set, which is both.
         """
-        return self._load("test", "test_iid" if split == "iid" else "test_skewed")
+        return self._kept(split, "test", "test_iid" if split == "iid" else "test_skewed")
+
+    def _kept(self, name: str, split: Split, shards: str) -> list[TaskData]:
+        """Examples as this process has them in memory, loaded if it has not."""
+        if self.own is not None:
+            return self._load(split, shards)
+        config = self.config
+        key = (config.data, config.model, config.seed, config.tree.devices, config.cache_dir(),
+               self.profile.index, self.on, name)  # fmt: skip
+        return _examples.get(key, lambda: self._load(split, shards))
 
     def _held(self, task: str) -> tuple[str, ...]:
         """Modalities of the device's examples of ``task``."""

@@ -32,7 +32,7 @@ class Phase(StrEnum):
     """Part of an edge round, in the order of the round."""
 
     SETUP = "setup"
-    """Before round 1."""
+    """Registration, and the initial modules."""
     DISPATCH = "dispatch"
     """Cloud to edges."""
     DOWN = "down"
@@ -52,7 +52,7 @@ class Phase(StrEnum):
     PUBLISH = "publish"
     """Cloud to edges, after aggregation."""
     EVALUATE = "evaluate"
-    """Measuring."""
+    """Measuring, and reports where nothing else is sent."""
 
 
 PHASES: Final = tuple(Phase)

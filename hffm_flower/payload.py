@@ -251,6 +251,8 @@ def _manifest(data: bytes) -> dict[str, tuple[int, int]]:
         spans = {
             n: (int(e["data_offsets"][0]), int(e["data_offsets"][1])) for n, e in table.items()
         }
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
         return {}
-    return spans if all(0 <= a <= b <= len(data) for a, b in spans.values()) else {}
+    left = len(data) - stream.tell()
+    whole = all(0 <= a <= b <= left for a, b in spans.values())
+    return spans if whole and sum(b - a for a, b in spans.values()) <= left else {}

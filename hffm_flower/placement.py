@@ -144,8 +144,8 @@ def read_layout(path: Path) -> Layout:
         ConfigError: Unreadable, a column is missing, or a value is not usable; with the line.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
             rows, columns = list(reader), reader.fieldnames or ()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"cannot read the coordinates {str(path)!r}: {error}") from error

@@ -115,25 +115,31 @@ class RadioConfig(Section):
 
     placement: str = Field("case-study", description="case-study, uniform, clustered, coordinates")
     coordinates: str = Field("", description="CSV file for placement coordinates")
-    area_m: float = Field(0.0, ge=0, description="side of the square; 0: 5 km, more if crowded")
+    area_m: float = Field(
+        0.0, ge=0, le=1e7, description="side of the square; 0: 5 km, more if crowded"
+    )
     associate: str = Field("cluster", description="a device's edge: cluster, best-channel")
     links: str = Field("radius", description="D2D links beside a tree: radius, nearest, tree")
     reach: float = Field(0.0, ge=0, description="radius [m] or nearest devices; 0: 30 m, 2")
     channel: str = Field("rayleigh", description="rayleigh, rician, log-distance, uma, umi")
     sharing: str = Field("fdma", description="a band among senders: fdma, fixed")
-    tx_power_mw: float = Field(200.0, gt=0, description="device, sending")
-    rx_power_mw: float = Field(100.0, ge=0, description="device, receiving")
-    edge_tx_power_mw: float = Field(1000.0, gt=0)
-    bandwidth_khz: float = Field(1000.0, gt=0, description="of a cell, each direction")
+    tx_power_mw: float = Field(200.0, gt=0, le=1e9, description="device, sending")
+    rx_power_mw: float = Field(100.0, ge=0, le=1e9, description="device, receiving")
+    edge_tx_power_mw: float = Field(
+        1000.0, gt=0, le=1e9, description="edge, sending, for each device that it sends to"
+    )
+    bandwidth_khz: float = Field(1000.0, gt=0, le=1e9, description="of a cell, each direction")
     d2d_bandwidth_khz: float = Field(0.0, ge=0, description="of a cluster; 0: as a cell")
-    noise_figure_db: float = Field(0.0, ge=0)
-    backhaul_mbit_s: float = Field(4.0, gt=0)
-    backhaul_delay_ms: float = Field(100.0, ge=0)
-    backhaul_power_mw: float = Field(800.0, ge=0)
-    device_gflop_s: float = Field(10.0, gt=0)
-    device_cpu_mhz: float = Field(1000.0, gt=0)
-    device_kappa: float = Field(1e-28, ge=0, description="switched capacitance [J s^2 / cycle]")
-    device_battery_j: float = Field(10_000.0, gt=0)
+    noise_figure_db: float = Field(0.0, ge=0, le=300)
+    backhaul_mbit_s: float = Field(4.0, ge=1e-6, le=1e9)
+    backhaul_delay_ms: float = Field(100.0, ge=0, le=1e9)
+    backhaul_power_mw: float = Field(800.0, ge=0, le=1e9)
+    device_gflop_s: float = Field(10.0, ge=1e-6, le=1e9)
+    device_cpu_mhz: float = Field(1000.0, ge=1e-3, le=1e6)
+    device_kappa: float = Field(
+        1e-28, ge=0, le=1e-20, description="switched capacitance [J s^2 / cycle]"
+    )
+    device_battery_j: float = Field(10_000.0, gt=0, le=1e12)
 
 
 class DeployConfig(Section):
@@ -141,6 +147,9 @@ class DeployConfig(Section):
 
     tier: Literal["sim", "cloud", "edge"] = Field(
         "sim", description="what this ServerApp is: the whole tree, the cloud, one edge"
+    )
+    run: str = Field(
+        "", description="name of the run for what devices keep; empty: Flower's id of the run"
     )
     edge: int = Field(0, ge=0, description="index of this edge")
     gateway: str = Field("127.0.0.1:9200", description="where this edge hears its upstream node")

@@ -14,6 +14,7 @@ from hffm_flower.wireless.network import Network, Radio
 from hffm_flower.wireless.rate import Backhaul
 
 USUAL_AREA_M = 5000.0
+SLOWEST_S_BIT = 3600.0
 CROWDED_M = 1000.0
 """Side of the square that each edge has for itself at the least [m]."""
 
@@ -44,7 +45,7 @@ def plant(config: RunConfig) -> Network:
             f"{tree.devices} and tree.edges = {edges}",
             key="radio.coordinates",
         )
-    return Network.of(
+    network = Network.of(
         layout,
         radio_of(config),
         config.seed,
@@ -52,6 +53,16 @@ def plant(config: RunConfig) -> Network:
         links=None if config.d2d.plan == "none" else radio.links,
         reach=radio.reach or None,
     )
+    costs = network.block(0).costs(range(tree.devices))
+    for device in range(tree.devices):
+        if not max(costs.uplink_s[device], costs.downlink_s[device]) < SLOWEST_S_BIT:
+            raise ConfigError(
+                f"device {device}, {network.topology.uplink_m()[device]:.0f} m from its edge, "
+                "reaches it with less than a bit an hour; raise the powers or the bandwidth, or "
+                "lower radio.noise-figure-db or radio.area-m",
+                key="radio.tx-power-mw",
+            )
+    return network
 
 
 def radio_of(config: RunConfig) -> Radio:

@@ -43,7 +43,7 @@ class CloudTier(Federation):
             deadline_s=server.deadline_s, stopped=self.stop.is_set,
         )  # fmt: skip
         view = ClusterGrid(
-            grid, nodes, stop=self.stop, watch=self.watch, poll_s=0.1, ledger=self.ledger
+            grid, nodes, stop=self.stop, watch=self.watch, poll_s=0.1, ledger=self.ledger, hops={}
         )
         self.phase = "registering"
         edges, self.refused = register(
@@ -51,7 +51,7 @@ class CloudTier(Federation):
             deadline_s=server.deadline_s,
         )  # fmt: skip
         self._refuse(edges, {})
-        view.hops |= {n: (CLOUD, f"edge/{e.profile.index}") for n, e in edges.items()}
+        view.place({n: (CLOUD, f"edge/{e.profile.index}") for n, e in edges.items()})
         try:
             profiles = self._begin(view, edges)
             schedule = self.take_stock(profiles, edges.values())

@@ -37,6 +37,8 @@ from strategies.selection import participants
 log = logging.getLogger(__name__)
 
 SPLITS = ("iid", "skewed")
+MOST_FLOPS = 1e18
+"""Of one device in one round [flop]."""
 
 
 class EdgeStrategy(ModularStrategy):
@@ -171,7 +173,7 @@ class EdgeStrategy(ModularStrategy):
             figures = metrics(answer.message.content, "metrics")
             report.loss_sum += _scalar(figures.get("loss"))
             report.trained += int(_scalar(figures.get("examples")))
-            report.work[str(answer.member.index)] = _scalar(figures.get("flops"))
+            report.work[str(answer.member.index)] = _work(figures.get("flops"))
         for key, who in got.behind.items():
             self.trained[key].update(who)
         log.info("edge %d round %d: %d devices", self.index, report.t, len(used))
@@ -269,6 +271,12 @@ def _plausible(score: Score, member: Member, split: str, task: str) -> bool:
     most = tests[task] if tests is not None and split == "iid" and task in tests else score.total
     bounded = 0 <= score.correct <= score.total <= most and 0 <= score.value <= score.total + 1e-3
     return known and bounded and split in SPLITS
+
+
+def _work(value: object) -> float:
+    """Operations that a device says it took; nothing where no processor could."""
+    flops = _scalar(value)
+    return flops if 0.0 <= flops <= MOST_FLOPS else 0.0
 
 
 def _scalar(value: object) -> float:

@@ -23,17 +23,19 @@ from hffm_flower.records import (
     TRANSFERS,
     modules_record,
     text,
-    words,
     write_state,
 )
 from hffm_flower.report import RoundReport
 from hffm_flower.rpc.channel import Credentials
 from hffm_flower.rpc.gateway import EdgeGateway, Question
 from hffm_flower.runfiles import RunFiles
+from hffm_flower.tasks import definitions
 from hffm_flower.tree import plant
 from strategies.edge import EdgeStrategy
 from strategies.edge_state import restore_edge, save_edge, saved_keys
 from strategies.grids import BEGIN, END, INIT, PROFILE_QUERY, ClusterGrid
+from strategies.issuer import Issuer
+from strategies.planner import NO_PLAN
 from strategies.planting import edge_of, schedule_of
 from strategies.registration import (
     PROFILE,
@@ -98,7 +100,9 @@ class EdgeTier:
             self._grid, len(self.cluster), least=least,
             deadline_s=server.deadline_s, stopped=self.stop.is_set,
         )  # fmt: skip
-        self.view = ClusterGrid(self._grid, nodes, stop=self.stop, poll_s=0.1, ledger=self.ledger)
+        self.view = ClusterGrid(
+            self._grid, nodes, stop=self.stop, poll_s=0.1, ledger=self.ledger, hops={}
+        )
         self.devices, self.refused = register(
             self.view, nodes, version=VERSION, fingerprint=self.config.fingerprint(),
             deadline_s=server.deadline_s,
@@ -111,9 +115,12 @@ class EdgeTier:
             raise QuorumError(
                 f"{len(self.devices)} of {len(self.cluster)} devices could be registered; {reasons}"
             )
-        self.view.hops |= {
-            n: (f"edge/{self.index}", f"device/{d.profile.index}") for n, d in self.devices.items()
-        }
+        self.view.place(
+            {
+                n: (f"edge/{self.index}", f"device/{d.profile.index}")
+                for n, d in self.devices.items()
+            }
+        )
         log.info("edge %d: %d devices", self.index, len(self.devices))
 
     def answer(self, question: Question) -> RecordDict:
@@ -156,6 +163,7 @@ class EdgeTier:
                 "wanted": sorted({t for p in profiles for t in p.wanted}),
                 "tests": {},
                 "layout": layout,
+                "definitions": definitions(self.config.data.tasks),
             }
         )
 
@@ -164,7 +172,7 @@ class EdgeTier:
         self.edge = edge_of(
             self.config, self.network, self.index,
             {n: d.member() for n, d in self.devices.items() if not d.profile.idle},
-            schedule, on_round=self._on_round,
+            schedule, on_round=self._on_round, **self._peers(),
         )  # fmt: skip
         return _json(
             {
@@ -172,6 +180,13 @@ class EdgeTier:
                 "refused": {str(n): why for n, why in self.refused.items()},
             }
         )
+
+    def _peers(self) -> dict[str, Any]:
+        """What a plan of D2D needs besides: leave for the devices to speak to each other."""
+        if self.config.d2d.plan == NO_PLAN:
+            return {}
+        addresses = {d.profile.index: d.profile.peer for d in self.devices.values()}
+        return {"tickets": Issuer(addresses, self._run, ledger=self.ledger)}
 
     def _initial(self, content: RecordDict) -> RecordDict:
         """Modules that were asked for, from the cluster's devices; digests of others."""

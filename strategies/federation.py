@@ -26,7 +26,7 @@ from hffm_flower.tree import groups_of, plant
 from hffm_flower.wireless.pricing import price
 from strategies.cloud import CloudStrategy
 from strategies.edge import EdgeStrategy
-from strategies.grids import NestedGrid
+from strategies.grids import ClusterGrid, NestedGrid
 from strategies.modular import Member
 from strategies.peer_grid import PeerGrid
 from strategies.planner import check_exchange
@@ -119,7 +119,7 @@ class Federation:
             grid, config.tree.devices, least=self._quorum(),
             deadline_s=server.deadline_s, stopped=self.stop.is_set,
         )  # fmt: skip
-        view = PeerGrid(grid, nodes, stop=self.stop, watch=self.watch, ledger=self.ledger)
+        view = PeerGrid(grid, nodes, stop=self.stop, watch=self.watch, ledger=self.ledger, hops={})
         self.phase = "registering"
         devices, self.refused = register(
             view, nodes, version=VERSION, fingerprint=config.fingerprint(),
@@ -127,7 +127,9 @@ class Federation:
         )  # fmt: skip
         self._refuse(devices, {})
         schedule = self.take_stock([d.profile for d in devices.values()], devices.values())
-        view.hops |= {n: self._hops(d.profile.index) for n, d in devices.items()}
+        view.place({n: self._hops(d.profile.index) for n, d in devices.items()})
+        view.most = {n: d.member().examples for n, d in devices.items()}
+        view.reporting = not self.shared(schedule)
         self.phase = "initial modules"
         initial, silent = initial_modules(
             view, devices, self.shared(schedule), deadline_s=server.deadline_s
@@ -139,7 +141,7 @@ class Federation:
             for node, e in self.edges.items()
         }
         hops = {n: (CLOUD, f"edge/{e.index}") for n, e in self.edges.items()}
-        tree = NestedGrid(view, self.edges, ledger=self.ledger, hops={} if config.flat else hops)
+        tree = NestedGrid(view, self.edges, ledger=self.ledger, hops=None if config.flat else hops)
         self.conduct(members, schedule, initial, tree)
 
     def take_stock(
@@ -162,10 +164,11 @@ class Federation:
         members: Mapping[int, Member],
         schedule: Schedule,
         initial: ModularState,
-        edges: Grid,
+        edges: ClusterGrid,
     ) -> None:
         """Have the cloud run all rounds over a grid of ``edges``."""
         server = self.config.server
+        edges.reporting = not schedule.scoped(Scope.CLOUD)
         self.files.append_transfers(0, self.ledger.take(0))
         cloud = CloudStrategy(
             members, schedule, initial,

@@ -72,7 +72,7 @@ class ClusterGrid(GridView):
         poll_s: Pause between two looks for replies [s].
         ledger: Where every message and reply is entered, with its weight.
         hops: Node id -> addresses on the way to it, from this grid's owner to the node, e.g.
-            ``("edge/0", "device/3")``; messages to others are not entered.
+            ``("edge/0", "device/3")``; see `place`. None: nothing is entered.
     """
 
     def __init__(
@@ -88,7 +88,10 @@ class ClusterGrid(GridView):
     ) -> None:
         super().__init__(grid)
         self._ledger = ledger or Ledger()
-        self.hops = dict(hops or {})
+        self.hops: dict[int, tuple[str, ...]] | None = None if hops is None else dict(hops)
+        self.reporting = False
+        """Whether what passes only reports, because nothing is shared: it costs nothing."""
+        self._unplaced: list[tuple[Message, Message]] = []
         self._node_ids = tuple(node_ids)
         self._stop = stop or threading.Event()
         self._watch: Watch = watch or (lambda done, asked: None)
@@ -159,10 +162,20 @@ class ClusterGrid(GridView):
             self._stop.wait(self._poll_s)
         return [replies[place] for place in range(len(asked))]
 
+    def place(self, hops: Mapping[int, tuple[str, ...]]) -> None:
+        """Say on which way nodes are reached; enters what passed before that was known."""
+        self.hops = {**(self.hops or {}), **hops}
+        waiting, self._unplaced = self._unplaced, []
+        for question, message in waiting:
+            self._enter(question, message)
+
     def _enter(self, question: Message, message: Message) -> None:
         """Enter a message into the ledger: a question, or the reply to it, hop by hop."""
-        hops = self.hops.get(question.metadata.dst_node_id, ())
-        if len(hops) < 2 or message.has_error():
+        if self.hops is None or message.has_error():
+            return
+        hops = self.hops.get(question.metadata.dst_node_id)
+        if hops is None:
+            self._unplaced.append((question, message))
             return
         asks = message is question
         kind = question.metadata.message_type
@@ -172,6 +185,8 @@ class ClusterGrid(GridView):
         if phase is Phase.DISPATCH:
             t = number(question.content, CONFIG, "first")
             phase = phase if t > 1 else Phase.SETUP  # the initial modules
+        if self.reporting and phase is not Phase.SETUP:
+            phase = Phase.EVALUATE
         for src, dst in pairwise(hops if asks else reversed(hops)):
             self._ledger.add(
                 Transfer(

@@ -25,7 +25,10 @@ from strategies.server_optimizers import OptimizerPolicy
 
 log = logging.getLogger(__name__)
 
-_LEAST_MASS, _MOST_MASS, _TOO_LARGE, _ROUNDING = 1e-6, 1e12, 1e20, 1e-6
+METRICS = "metrics"
+"""Metric record of a training reply: loss, examples, flops."""
+
+_LEAST_MASS, _MOST_MASS, TOO_LARGE, ROUNDING = 1e-6, 1e12, 1e20, 1e-6
 """Bounds of a mass [examples] and of a value, within which no float32 sum overflows."""
 
 
@@ -213,7 +216,7 @@ class ModularStrategy(Strategy):
         Raises:
             ModuleError: It cannot.
         """
-        if mass and not _LEAST_MASS <= mass <= member.examples * (1 + _ROUNDING):
+        if mass and not _LEAST_MASS <= mass <= member.examples * (1 + ROUNDING):
             raise ModuleError(f"mass of {key} is {mass:g}, but it has {member.examples:g} examples")
 
     def check_tensors(self, key: ModuleKey, state: ModuleState) -> None:
@@ -231,7 +234,7 @@ class ModularStrategy(Strategy):
         for name, array in state.items():
             if array.dtype != np.float32:
                 raise ModuleError(f"{key}/{name} is {array.dtype}, not float32")
-            if not (np.abs(array) < _TOO_LARGE).all():
+            if not (np.abs(array) < TOO_LARGE).all():
                 raise ModuleError(f"{key}/{name} is not finite, or so large that sums are not")
 
     def summary(self) -> None:

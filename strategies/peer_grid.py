@@ -9,6 +9,7 @@ edge what would have come up. Edge and devices notice no difference to a real ne
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -44,6 +45,7 @@ from hffm_flower.rpc import exchange_pb2 as pb
 from hffm_flower.rpc.codec import Envelope, Turn
 from hffm_flower.rpc.letters import Writer
 from strategies.grids import NO_ANSWER, UPLOAD, ClusterGrid, instruction
+from strategies.modular import METRICS, ROUNDING, TOO_LARGE
 
 Faults = Callable[[int, int], Mapping[int, Fault]]
 """Edge and edge round -> devices that fail in that exchange, and how."""
@@ -61,6 +63,8 @@ class PeerGrid(ClusterGrid):
     def __init__(self, *args: Any, faults: Faults = lambda edge, t: {}, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._faults = faults
+        self.most: dict[int, float] = {}
+        """Device's node -> most mass that it can have [examples], where that is known."""
         self._kept: dict[int, tuple[int, ModularUpdate]] = {}
         """Device's node -> edge round and own update, as the device itself keeps it."""
 
@@ -107,6 +111,7 @@ class PeerGrid(ClusterGrid):
 
     def index_of(self, node: int) -> int:
         """Index of the device behind a node id."""
+        assert self.hops is not None
         return int(self.hops[node][-1].rpartition("/")[2])
 
     def enter_peers(
@@ -187,7 +192,8 @@ class _Exchange:
                 update = None if reply.has_error() else update_of(reply.content)
             except HffmError:
                 update = None  # the edge reads the reply, and says why it is of no use
-            if update is None or not _fits(update, self.modules[node]):
+            most = self.grid.most.get(node, math.inf)
+            if update is None or not _fits(update, self.modules[node], most):
                 del self.modules[node]
             else:
                 self.updates[node] = update
@@ -220,19 +226,21 @@ class _Exchange:
             elif node in self.updates:
                 content = packed(self._parcels[node]) if node in self._parcels else RecordDict()
                 content[TRAINED] = trained_record(self.updates[node])
-                content["metrics"] = self._last[node].content["metrics"]
+                if (figures := self._last[node].content.get(METRICS)) is not None:
+                    content[METRICS] = figures
                 out[node] = Message(content, reply_to=question)
             else:
                 out[node] = self._last[node]
         return out
 
 
-def _fits(update: ModularUpdate, sent: ModularState) -> bool:
-    """Whether a neighbour can merge it: as the modules that were sent, and finite."""
+def _fits(update: ModularUpdate, sent: ModularState, most: float) -> bool:
+    """Whether a neighbour can merge it: as the modules that were sent, within bounds."""
     return all(
         key in sent
+        and update.mass[key] <= most * (1 + ROUNDING)
         and {n: a.shape for n, a in state.items()} == {n: a.shape for n, a in sent[key].items()}
-        and all(a.dtype == np.float32 and np.isfinite(a).all() for a in state.values())
+        and all(a.dtype == np.float32 and (np.abs(a) < TOO_LARGE).all() for a in state.values())
         for key, state in update.state.items()
     )
 

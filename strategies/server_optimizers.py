@@ -108,7 +108,6 @@ class OptimizerPolicy:
         """Next state of module ``key``."""
         return self._optimizer_of(key).step(current, merged)
 
-
     def moments(self) -> dict[str, Tensor]:
         """All moments, named ``module|moment|tensor``; inverse of `restore`."""
         return {

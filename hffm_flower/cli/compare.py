@@ -10,15 +10,16 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 from hffm_flower.cli import options
-from hffm_flower.errors import Interrupted, one_of
+from hffm_flower.errors import ConfigError, Interrupted, one_of
 
 PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
-    "small": {"model.backbone": "small", "rounds": 24},
-    "default": {"rounds": 24},
+    "small": {"model.backbone": "small", "rounds": 24, "data.test-per-answer": 100},
+    "default": {"rounds": 24, "data.test-per-answer": 100},
 }
 SMOKE_ROUNDS: Final = 8
 """A multiple of every default period."""
@@ -35,9 +36,11 @@ def compare_command(
             "+gossip, +cooperative. Default: the paper's.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of every random draw.", show_default="1")
+    ] = None,
     seeds: Annotated[
-        int | None, typer.Option(help="Compare over the seeds 1 to N.", show_default=False)
+        int | None, typer.Option(min=1, max=100, help="Compare over the seeds 1 to N.")
     ] = None,
     preset: Annotated[
         str, typer.Option(help="small (quick backbone) or default; both 24 rounds.")
@@ -51,8 +54,8 @@ def compare_command(
 ) -> None:
     """Train methods on one federation and compare accuracy, latency, energy and bytes."""
     console = Console()
-    if seeds is not None and seeds < 1:
-        raise typer.BadParameter(f"{seeds} seeds; at least 1", param_hint="--seeds")
+    if seeds is not None and seed is not None:
+        raise ConfigError("--seed and --seeds exclude each other")
     base: dict[str, object] = dict(PRESETS[one_of("preset", preset, PRESETS)])
     base |= {**options.SMOKE, "rounds": SMOKE_ROUNDS} if smoke else {}
     chosen = options.configure(
@@ -62,14 +65,18 @@ def compare_command(
         from hffm_flower.session.comparison import execute, prepare
         from hffm_flower.session.entries import DEFAULT, entries
 
-        names = [n.strip() for n in methods.split(",") if n.strip()] if methods else DEFAULT
-        wanted = entries(chosen, names, range(1, seeds + 1) if seeds else [seed])
+        names = (
+            [n.strip() for n in methods.split(",") if n.strip()] if methods is not None else DEFAULT
+        )
+        wanted = entries(
+            chosen, names, range(1, seeds + 1) if seeds else [1 if seed is None else seed]
+        )
         root = out.expanduser() if out else Path("runs") / time.strftime("compare-%Y%m%d-%H%M%S")
         planned = prepare(wanted, root)
     console.print(
         f"[bold]{len(planned)} runs[/]: {', '.join(names)}; {chosen.tree.devices} devices in "
         f"{chosen.tree.edges} clusters, {chosen.model.backbone}, T = {chosen.rounds}, "
-        + (f"seeds 1 to {seeds}" if seeds else f"seed {seed}")
+        + (f"seeds 1 to {seeds}" if seeds else f"seed {1 if seed is None else seed}")
     )
     display = Display(console, {str(p.files.root.resolve()): p.entry.name for p in planned},
                       chosen.rounds)  # fmt: skip
@@ -80,6 +87,8 @@ def compare_command(
         raise Interrupted(f"what has finished is kept in {root}") from error
     for each in closing_tables(result.rows):
         console.print(each)
+    console.print("latency and energy: radio model, see docs/d2d.md; cycle: edge models, mean over "
+                  "the last cloud cycle of each method")  # fmt: skip
     console.print(f"results in [bold]{root}[/]: table.csv, table.tex, table.json, accuracy.png, "
                   "costs.png, and a folder for each run")  # fmt: skip
 
@@ -140,7 +149,7 @@ def closing_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     """The comparison in two tables that fit a terminal, costs per edge round."""
     figures = Table(title="accuracy (after the last round; over the last cycle), cost a round")
     for column in ("method", "accuracy", "cycle", "latency [s]", "energy [J]"):
-        figures.add_column(column, justify="left" if column == "method" else "right")
+        figures.add_column(escape(column), justify="left" if column == "method" else "right")
     traffic = Table(title="modules sent in an edge round [MB]")
     for column in ("method", "uplink", "downlink", "D2D", "backhaul"):
         traffic.add_column(column, justify="left" if column == "method" else "right")

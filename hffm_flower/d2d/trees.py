@@ -195,7 +195,7 @@ def relay_tree(
     """Best head of one connected component, with its tree.
 
     Trees are cheapest paths in time; for the head "energy", minimum spanning arborescences
-    in energy.
+    in energy. A device with an empty battery is head only where all batteries are empty.
     """
     inside = set(component)
     cost = cluster.link_j if head == "energy" else cluster.link_s
@@ -207,6 +207,10 @@ def relay_tree(
             return arborescence(back, root, component)
         return shortest_routes(links, root, nodes=component, towards=True).parent
 
+    able = [root for root in sorted(component) if cluster.battery_j[root] > 0]
     return HEADS[head](
-        [candidate(cluster, tree(root), root, summing=summing) for root in sorted(component)]
+        [
+            candidate(cluster, tree(root), root, summing=summing)
+            for root in able or sorted(component)
+        ]
     )

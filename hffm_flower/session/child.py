@@ -46,16 +46,25 @@ def main(scratch: str) -> int:
     configs = [RunConfig.from_flwr(c) for c in json.loads(sys.stdin.buffer.readline())]
     threading.Thread(target=_watch_parent, args=(stop,), daemon=True).start()
     try:
+        failed = []
         if federated := [c for c in configs if not METHODS[c.method].pooled]:
             from hffm_flower.session.flower_simulation import simulate
 
-            simulate(federated, event=event, stop=stop, scratch=Path(scratch))
+            failed = simulate(federated, event=event, stop=stop, scratch=Path(scratch))
         for config in configs:
             if METHODS[config.method].pooled:
                 from hffm_flower.session.central import train_pooled
 
                 event({"event": "run", "out": config.paths.out})
-                train_pooled(config, RunFiles(Path(config.paths.out)), event=event, stop=stop)
+                try:
+                    train_pooled(config, RunFiles(Path(config.paths.out)), event=event, stop=stop)
+                except Interrupted:
+                    raise
+                except HffmError as error:
+                    named = f"{config.method}, seed {config.seed}: " if len(configs) > 1 else ""
+                    failed.append(f"{named}{error}")
+        if failed:
+            raise HffmError("; ".join(failed))
     except Interrupted as error:
         event({"event": "stopped", "reason": str(error)})
         return STOPPED

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import shutil
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hffm_flower.config import RunConfig
-from hffm_flower.errors import ConfigError, HffmError
+from hffm_flower.errors import HffmError, OutputError
 from hffm_flower.ledger import LinkClass
 from hffm_flower.result import versions
 from hffm_flower.runfiles import RunFiles
@@ -22,6 +24,7 @@ from hffm_flower.session.preflight import Plan, check
 from hffm_flower.session.run import finish, settled
 from hffm_flower.session.worker import Show, work
 
+LOG = "run.log"
 FIGURES = ("accuracy", "accuracy_cycle", "latency_s", "energy_j")
 UNPRICED = ("central",)
 """Methods whose cost the radio model has nothing to say about."""
@@ -82,13 +85,29 @@ def prepare(wanted: Sequence[Entry], root: Path) -> list[Planned]:
     Raises:
         ConfigError: A setting cannot work, or the folder is in use; nothing was started.
     """
-    if (root / "table.json").exists():
-        raise ConfigError(f"{str(root)!r} already holds a comparison; choose another --out")
     plans = [check(entry.config) for entry in wanted]
+    take_folder(root)
     return [
         Planned(entry, plan, RunFiles.create(root / entry.name / f"seed-{entry.config.seed}"))
         for entry, plan in zip(wanted, plans, strict=True)
     ]
+
+
+def take_folder(root: Path) -> None:
+    """Take a new or empty folder for a comparison; of two at the same time one gets it.
+
+    Raises:
+        OutputError: It holds something, or cannot be made.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if any(root.iterdir()):
+            raise OutputError(f"{str(root)!r} is not empty; choose another folder", key="paths.out")
+        (root / LOG).touch(exist_ok=False)
+    except FileExistsError as error:
+        raise OutputError(f"{str(root)!r} is in use, or no folder", key="paths.out") from error
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{str(root)!r} is no usable folder: {error}", key="paths.out") from error
 
 
 def execute(planned: Sequence[Planned], root: Path, show: Show) -> Comparison:
@@ -105,6 +124,9 @@ def execute(planned: Sequence[Planned], root: Path, show: Show) -> Comparison:
         failure = error
     done = []
     for run, config in zip(planned, configs, strict=True):
+        if not run.files.rounds() and not run.files.has_result():
+            shutil.rmtree(run.files.root, ignore_errors=True)  # it was never begun
+            continue
         ended = run.files.has_result() and run.files.result()["status"] == "finished"
         finish(config, run.plan, run.files, None if ended else failure)
         if ended:
@@ -142,16 +164,21 @@ def _figures(run: Planned) -> dict[str, Any]:
     """Figures of one run; costs are per edge round."""
     summary = run.files.result()["summary"]
     assert isinstance(summary, Mapping)
-    priced = run.entry.config.method not in UNPRICED
+    free = run.entry.config.method in UNPRICED
     rounds = len(run.files.rounds())
     return {
         "accuracy": summary["mean_global"],
         "accuracy_cycle": summary["mean_global_cycle"],
-        "latency_s": summary["latency_s"] if priced else None,
-        "energy_j": summary["energy_j"] if priced else None,
+        "latency_s": None if free else _finite(summary["latency_s"]),
+        "energy_j": None if free else _finite(summary["energy_j"]),
         "bytes": {k: v / rounds for k, v in summary["bytes"].items()},
         "header_bytes": {k: v / rounds for k, v in summary["header_bytes"].items()},
     }
+
+
+def _finite(value: float) -> float | None:
+    """``value``, or nothing where a link of rate 0 made it infinite."""
+    return value if math.isfinite(value) else None
 
 
 def write_tables(root: Path, rows: Sequence[Mapping[str, Any]], entry: Entry) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -45,13 +46,13 @@ def _draw_accuracy(
                 for points in zip(*curves, strict=True)]  # fmt: skip
         rounds, seconds, joules, accuracy = mean
         for place, x in enumerate((rounds, seconds, joules)):
-            if place == 0 or (name != "local" and max(joules) > 0):
+            if place == 0 or (name != "local" and 0 < max(x) < math.inf):
                 axes[place].plot(x, accuracy, label=name, lw=1.8, marker=".", ms=5, **style)
     for each, label in zip(axes, labels, strict=True):
         each.set(xlabel=label)
         each.grid(alpha=0.25)
         each.spines[["top", "right"]].set_visible(False)
-    for each in axes[1:]:
+    for each in (a for a in axes[1:] if a.lines):
         each.set_xscale("log")
         each.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         each.xaxis.set_major_formatter(ScalarFormatter())
@@ -79,7 +80,7 @@ def _curve(files: RunFiles) -> tuple[list[float], ...]:
 
 
 def _draw_costs(rows: Sequence[Mapping[str, Any]], colour: Mapping[str, str], path: Path) -> None:
-    priced = [r for r in rows if r["latency_s"] is not None]
+    priced = [r for r in rows if r["latency_s"] is not None and r["energy_j"] is not None]
     figure, axes = plt.subplots(1, 2, figsize=(12, 0.42 * len(priced) + 1.6), layout="constrained")
     names = [str(r["method"]) for r in priced]
     titles = ("latency per edge round [s]", "energy per edge round [J]")

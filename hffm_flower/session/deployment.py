@@ -111,6 +111,7 @@ class Tree:
     def _edge(self, role: EdgeRole) -> EdgeRun:
         link = Link(f"edge-{role.index}", role, self.processes, self.flwr)
         settings = {**self._settings(), **role.settings(), "paths.out": role.out}
+        settings["deploy.run"] = f"edge-{role.index}"
         return EdgeRun(link, role.gateway, lambda number: settings, self.flwr)
 
     def _settings(self) -> dict[str, object]:

@@ -42,17 +42,23 @@ def entries(base: RunConfig, names: Sequence[str], seeds: Iterable[int]) -> list
         raise ConfigError(f"no method to compare; each is {FORM}")
     if repeated := {n for n in names if list(names).count(n) > 1}:
         raise ConfigError(f"methods {', '.join(sorted(repeated))} are named twice")
-    return [
+    wanted = [
         Entry(name, _configured(base.with_values(seed=seed), name))
         for seed in seeds
         for name in names
     ]
+    known: dict[RunConfig, str] = {}
+    for entry in wanted:
+        other = known.setdefault(entry.config, entry.name)
+        if other != entry.name:
+            raise ConfigError(f"{other!r} and {entry.name!r} are the same method")
+    return wanted
 
 
 def _configured(base: RunConfig, name: str) -> RunConfig:
     stem, plus, plan = name.partition("+")
     method, period = stem, 1
-    if match := re.fullmatch(r"(h-fedfm)-e([1-9]\d*)", stem):
+    if match := re.fullmatch(r"(h-fedfm)-e([1-9][0-9]{0,5})", stem):
         method, period = match[1], int(match[2])
     elif stem == "h-fedfm":
         raise ConfigError(f"method {name!r} does not say its period; e.g. h-fedfm-e2")

@@ -55,7 +55,7 @@ class ConfiguredClientApp(ClientApp):
 
 def simulate(
     runs: Sequence[RunConfig], *, event: Event, stop: threading.Event, scratch: Path
-) -> None:
+) -> list[str]:
     """Run federations one after the other, with every device in a Ray actor.
 
     Args:
@@ -64,33 +64,34 @@ def simulate(
         stop: Set from outside to end the run.
         scratch: Folder for Ray's sockets and logs; a short path.
 
+    Returns:
+        Why runs ended early, those that did.
+
     Raises:
-        HffmError: What ended a run early.
+        Interrupted: ``stop`` was set.
     """
     server, answers = ServerApp(), Answers()
+    failed: list[str] = []
     first = runs[0]
+    alike = max(config.tree.period for config in runs)  # then the cloud makes a difference
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        failed = []
         for place, config in enumerate(runs):
             event({"event": "run", "out": config.paths.out})
             view = SessionGrid(
                 grid, place, answers=answers,
-                twin=twin_of(config.method, config.server.modules, config.seed)
-                if len(runs) > 1 else "",
+                twin=twin_of(config.method, config.server.modules, config.seed),
+                until=alike if len(runs) > 1 else 0,
             )  # fmt: skip
             try:
                 federate(view, config, RunFiles(Path(config.paths.out)), event=event, stop=stop)
             except Interrupted:
                 raise
             except HffmError as error:
-                if len(runs) == 1:
-                    raise
-                log.error("%s: %s", config.paths.out, error)
-                failed.append(f"{Path(config.paths.out).name}: {error}")
-        if failed:
-            raise HffmError("; ".join(failed))
+                log.exception("%s ended early", config.paths.out)
+                named = f"{Path(config.paths.out).parent.name}, seed {config.seed}: "
+                failed.append(f"{named if len(runs) > 1 else ''}{error}")
 
     logging.getLogger("flwr").addFilter(_no_deprecation)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -116,6 +117,8 @@ def simulate(
             },
         },
     )
+
+    return failed
 
 
 def _no_deprecation(record: logging.LogRecord) -> bool:

@@ -60,7 +60,7 @@ def local_roles(
     names = [f"device-{k}" for k in range(devices)]
     if not kind.insecure:
         parties = [Party("cloud", Role.SERVER), *(Party(n, Role.EDGE) for n in edge_names),
-                   *(Party(n, Role.DEVICE) for n in names)]  # fmt: skip
+                   *(Party(n, Role.DEVICE, ("127.0.0.1",)) for n in names)]  # fmt: skip
         create(folder / PKI, parties, days=DAYS)
     free = iter(free_addresses(2 + 4 * len(clusters) + 2 * devices))
 

@@ -245,12 +245,17 @@ class DeviceRole(Role):
     """A device: a node of its edge, and a peer of the others there."""
 
     what: ClassVar[str] = "a device"
+    paths: ClassVar[tuple[str, ...]] = ("certificates", "own_data")
     addresses: ClassVar[tuple[str, ...]] = ("superlink", "peer_address", "stock_node")
     files: ClassVar[tuple[str, ...]] = (CA_CERT, CERT, KEY, SUPERNODE_KEY)
 
     index: int = Field(ge=0, description="which device of the run this is")
     superlink: str = Field(description="the guard of its edge")
     peer_address: str = Field("", description="where its peers reach it; empty: no peer channel")
+    own_data: str = Field(
+        "", description="TOML file whose [data.<task>] tables name its own data; may be this one"
+    )
+    data: dict[str, object] = Field(default_factory=dict, description="see docs/own-data.md")
     stock_node: str = Field("", description="HOST:PORT on loopback: use flower-supernode")
 
     def node(self, name: str) -> Program:
@@ -258,4 +263,6 @@ class DeviceRole(Role):
         facts: dict[str, str | int] = {"partition-id": self.index}
         if self.peer_address:
             facts["peer-address"] = self.peer_address
+        if self.own_data:
+            facts["own-data"] = self.own_data
         return node_program(self, name, self.superlink, facts, app=DEVICE, stock=self.stock_node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -60,9 +61,15 @@ def serve_edge(role: EdgeRole, config: RunConfig) -> NoReturn:
     with Processes(None) as processes:
         flwr = Flwr(processes.scratch / "flwr")
         link = Link("edge", role, processes, flwr, restarts=1000)
-        first = _first_free(Path(role.out))
+        first, life = _first_free(Path(role.out)), secrets.token_hex(4)
+
+        def settings(number: int) -> dict[str, object]:
+            """The same for every retry, so that devices find what they have kept."""
+            own = edge_settings(role, config, first + number)
+            return {**own, "deploy.run": f"{life}-{number}"}
+
         run = EdgeRun(
-            link, role.gateway, lambda n: edge_settings(role, config, first + n), flwr,
+            link, role.gateway, settings, flwr,
             retries=None, runs=None,
         )  # fmt: skip
         link.start()

@@ -15,6 +15,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from flwr.serverapp import Grid
 
+from hffm_flower.records import CONFIG, number
 from hffm_flower.schedule import METHODS
 from strategies.grid_view import GridView
 
@@ -56,12 +57,15 @@ class SessionGrid(GridView):
         run: Place of the run in the session.
         twin: What runs have in common that give the same answers, e.g. the seed; empty: this
             run shares nothing.
+        until: Last edge round in which two runs can still be alike.
         answers: Shared by the runs of a session.
     """
 
-    def __init__(self, grid: Grid, run: int, *, twin: str = "", answers: Answers) -> None:
+    def __init__(
+        self, grid: Grid, run: int, *, answers: Answers, twin: str = "", until: int = 0
+    ) -> None:
         super().__init__(grid)
-        self._place, self._twin = run, twin
+        self._place, self._twin, self._until = run, twin, until
         self._answers = answers
         self._asked: dict[str, str] = {}
         self._ready: dict[str, Message] = {}
@@ -101,9 +105,13 @@ class SessionGrid(GridView):
         kind = message.metadata.message_type
         if not self._twin or kind not in ("train", "evaluate"):
             return ""
-        sha = hashlib.sha256(f"{self._twin} {message.metadata.dst_node_id} {kind}".encode())
-        sha.update(recorddict_to_proto(message.content).SerializeToString(deterministic=True))
-        return sha.hexdigest()
+        if int(message.metadata.group_id) > self._until:
+            return ""
+        if number(message.content, CONFIG, "segments", default=1) > 1:
+            return ""  # what is left of a segment lies on the device, for this run alone
+        data: bytes = recorddict_to_proto(message.content).SerializeToString(deterministic=True)
+        asked = f"{self._twin} {message.metadata.dst_node_id} {kind} "
+        return asked + hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def twin_of(method: str, policy: str, seed: int) -> str:

@@ -19,7 +19,7 @@ from hffm_flower.placement import Layout, Site, place
 from hffm_flower.routes import Link
 from hffm_flower.seeding import generator
 from hffm_flower.topology import Clusters, check_clusters, check_positions
-from hffm_flower.wireless.units import Array, not_negative
+from hffm_flower.wireless.units import Array, positive
 
 Json = Mapping[str, object]
 
@@ -68,8 +68,8 @@ class Draws:
             )
         if len(self.uplink_fading) != devices:
             raise ConfigError(f"{len(self.uplink_fading)} uplinks faded for {devices} devices")
-        not_negative("uplink fading", self.uplink_fading)
-        not_negative("D2D fading", self.pair_fading)
+        positive("uplink fading", self.uplink_fading)
+        positive("D2D fading", self.pair_fading)
 
 
 def pairs_of(groups: Clusters) -> tuple[Link, ...]:

@@ -54,6 +54,7 @@ def extended(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     yield added
     for kept in caches:
         kept.cache_clear()
+    resident._examples.clear()
 
 
 def test_blocks_are_short_and_fill_every_dict() -> None:

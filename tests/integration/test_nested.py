@@ -148,7 +148,8 @@ def test_an_edge_that_was_restarted_goes_on_from_its_state(
     config = tiny.with_values(rounds=4, tree__period=4, method="h-fedfm")
     simulated = play(config, tmp_path / "simulated")
     again = config.with_values(paths__state=str(tmp_path / "state-2"))
-    real, broken = EdgeTier._on_round, []
+    real = EdgeTier._on_round
+    broken: list[int] = []
 
     class Killed(BaseException):
         pass
@@ -199,7 +200,7 @@ def test_messages_without_credentials_are_refused(tiny: RunConfig) -> None:
     (name,) = grid.push_messages([_kind(ask(FIRST_NODE), "query.profile")])
     (reply,) = grid.pull_messages([name])
     assert reply.has_error()
-    assert "certificates" in reply.error.reason
+    assert "certificates" in str(reply.error.reason)
 
 
 def _kind(message: Message, kind: str) -> Message:

@@ -272,6 +272,7 @@ def forget() -> None:
         resident.own_data,
     ):  # fmt: skip
         kept.cache_clear()
+    resident._examples.clear()
     TinyImage.made.clear()
     TinyFusion.loaded.clear()
 

@@ -1,140 +1,180 @@
-"""Records of an exchange: who is admitted, and who sent what."""
+"""Messages on the scales, and parcels packed into them."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+import json
 
+import numpy as np
 import pytest
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 from hffm_flower.d2d import Parcel
-from hffm_flower.errors import ProtocolError
-from hffm_flower.ledger import LinkClass, Phase, Transfer, to_line
-from hffm_flower.modules import ModularUpdate, shapes
+from hffm_flower.errors import ModuleError, ProtocolError
+from hffm_flower.modules import ModularState, ModularUpdate, ModuleKey
 from hffm_flower.payload import (
+    PARCELS,
     PLAN,
-    SENT,
-    Admission,
-    Weight,
-    admission_of,
-    own_upload,
-    peer_transfer,
+    TRAINED,
+    packed,
+    parcels_of,
     plan_of,
     plan_record,
-    sent_of,
-    sent_record,
-    weigh_letter,
+    trained_record,
+    weigh,
 )
-from hffm_flower.rpc.codec import Allowed, Envelope
-from hffm_flower.rpc.letters import Writer
-from tests.support.memory import A, H
-from tests.support.peers import FIRST, state_of, tickets, update_of
+from hffm_flower.records import MASS, MODULES, mass_record, masses, modules_record, to_bytes
 
-TICKET = tickets({0: "x:1", 1: "x:2"})[1]
-ADMISSION = Admission(
-    TICKET, Allowed(shapes(state_of(0, (A, H))), {0: 1.5, 1: 2.0}), 60.0, {A: "ab"}
-)
-ROWS = [
-    peer_transfer(3, Phase.SHARE, 0, 1, 0, Weight(8, 100, ("adapter/a",))),
-    peer_transfer(3, Phase.EXCHANGE, 2, 1, 4, Weight(0, 7, ())),
-]
+A, B = (ModuleKey.parse(text) for text in ("adapter/a", "head/b"))
+STATE: ModularState = {
+    A: {"w": np.ones((3, 5), np.float32), "scale": np.full((), 2, np.float32)},
+    B: {"w": np.zeros(7, np.float32)},
+}
+BYTES = 4 * (15 + 1 + 7)
 
 
-def told(record: ConfigRecord) -> RecordDict:
-    return RecordDict({PLAN: record})
+def parcel(device: int, mass: float = 4.0, *, intact: bool = True) -> Parcel:
+    own = Parcel.of(ModularUpdate.of(STATE, mass), device)
+    return Parcel(own.update, own.behind, intact)
 
 
-def test_an_admission_travels() -> None:
-    content = told(plan_record("{}", (A, H), ADMISSION))
-    assert plan_of(content) == ("{}", (A, H))
-    assert admission_of(content) == ADMISSION
+def sent(content: RecordDict) -> RecordDict:
+    """As it arrives."""
+    return recorddict_from_proto(recorddict_to_proto(content))
 
 
-def test_a_plan_without_a_ticket_is_refused() -> None:
-    with pytest.raises(ProtocolError, match=r"no text d2d\.ticket"):
-        admission_of(told(plan_record("{}", (A,))))
+def test_tensors_and_the_rest_are_the_whole_message() -> None:
+    mass = mass_record(dict.fromkeys(STATE, 3.0))
+    content = RecordDict({MODULES: modules_record(STATE), MASS: mass})
+    weight = weigh(content)
+    assert weight.bytes == BYTES
+    assert weight.bytes + weight.header_bytes == recorddict_to_proto(content).ByteSize()
+    assert weight.modules == ("adapter/a", "head/b")
+    lighter = weigh(RecordDict({MODULES: modules_record(STATE)}))
+    assert lighter.bytes == BYTES
+    assert lighter.header_bytes < weight.header_bytes
 
 
-Change = Callable[[ConfigRecord], object]
+def test_a_message_without_modules_is_all_header() -> None:
+    content = RecordDict({"config": ConfigRecord({"t": 3})})
+    weight = weigh(content)
+    assert (weight.bytes, weight.modules) == (0, ())
+    assert weight.header_bytes == recorddict_to_proto(content).ByteSize() > 0
+    assert weigh(RecordDict({MODULES: modules_record({})})).bytes == 0
+    assert weigh(RecordDict()) == type(weight)(0, 0, ())
+
+
+def file_of(header: bytes, tensors: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """A safetensors file with that header, and so many bytes of tensors."""
+    return np.frombuffer(len(header).to_bytes(8, "little") + header + bytes(tensors), np.uint8)
 
 
 @pytest.mark.parametrize(
-    "change",
+    "data",
     [
-        lambda r: r.__setitem__("ticket", "{}"),
-        lambda r: r.__setitem__("allowed", "["),
-        lambda r: r.__setitem__("allowed", "[]"),
-        lambda r: r.__setitem__("allowed", "{}"),
-        lambda r: r.__setitem__("allowed", '{"layout":{},"examples":{"x":1},"digests":{}}'),
-        lambda r: r.__setitem__("allowed", '{"layout":{},"examples":{},"digests":{"robot":""}}'),
-        lambda r: r.__setitem__("deadline_s", 0.0),
-        lambda r: r.__setitem__("deadline_s", "soon"),
-        lambda r: r.pop("deadline_s"),
+        np.arange(200, dtype=np.uint8),
+        np.zeros(0, np.uint8),
+        np.full(9, 255, np.uint8),
+        file_of(b'{"a/b/c":3', 0),
+        file_of(b'{"a/b/c":{"data_offsets":[0,9]}}', 8),
+        file_of(b'{"a/b/c":{"data_offsets":[5,4]}}', 8),
+        file_of(b'{"a/b/c":{"data_offsets":[0,8]},"a/b/d":{"data_offsets":[0,8]}}', 8),
+        file_of(b'{"a/b/c":{"data_offsets":[0,1e999]}}', 8),
+        file_of(b"[" * 100_000, 8),
+        np.frombuffer(to_bytes(STATE)[:-5], np.uint8),
     ],
 )
-def test_a_damaged_admission_is_refused(change: Change) -> None:
-    record = plan_record("{}", (A,), ADMISSION)
-    change(record)
-    with pytest.raises(ProtocolError):
-        admission_of(told(record))
+def test_what_is_no_file_of_modules_has_no_tensors(
+    data: np.ndarray[tuple[int], np.dtype[np.uint8]],
+) -> None:
+    content = RecordDict({MODULES: ArrayRecord({MODULES: Array(data)})})
+    weight = weigh(content)
+    assert (weight.bytes, weight.modules) == (0, ())
+    assert weight.header_bytes == recorddict_to_proto(content).ByteSize()
 
 
-def test_what_was_sent_is_told() -> None:
-    content = RecordDict({SENT: sent_record(3, ROWS)})
-    assert sent_of(content, 3, 1) == tuple(ROWS)
-    assert sent_of(RecordDict(), 3, 1) == ()
+def test_other_arrays_are_no_modules() -> None:
+    for record, name in (("other", MODULES), (MODULES, "other")):
+        array = modules_record(STATE)[MODULES]
+        assert weigh(RecordDict({record: ArrayRecord({name: array})})).bytes == 0
 
 
-def changed(**fields: object) -> list[Transfer]:
-    return [dataclasses.replace(ROWS[0], **fields)]  # type: ignore[arg-type]
+def test_parcels_weigh_what_their_message_does() -> None:
+    parcels = (parcel(1), parcel(2))
+    weight = weigh(packed(parcels))
+    assert weight == weigh(sent(packed(parcels)))
+    assert weight.bytes == 2 * BYTES
+    assert weight.modules == ("adapter/a", "head/b")
+    assert weigh(packed(())).bytes == 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_parcels_come_out_as_they_went_in(count: int) -> None:
+    parcels = tuple(parcel(k, 1 / 3 + k, intact=k % 2 == 0) for k in range(count))
+    found = parcels_of(sent(packed(parcels)))
+    assert len(found) == count
+    for one, other in zip(parcels, found, strict=True):
+        assert to_bytes(one.update.state) == to_bytes(other.update.state)
+        assert (one.update.mass, one.behind, one.intact) == (
+            other.update.mass, other.behind, other.intact,
+        )  # fmt: skip
+
+
+def test_a_message_without_parcels_has_none() -> None:
+    assert parcels_of(RecordDict()) == ()
+    assert parcels_of(RecordDict({MODULES: modules_record(STATE)})) == ()
+
+
+NOTE = {"behind": {"adapter/a": {"1": 4.0}, "head/b": {"1": 4.0}}, "intact": True}
 
 
 @pytest.mark.parametrize(
-    "rows",
+    ("note", "said"),
     [
-        changed(src="device/2"),
-        changed(src="edge/1"),
-        changed(dst="edge/0"),
-        changed(dst="device/1"),
-        changed(dst="nowhere"),
-        changed(phase=Phase.UP),
-        changed(link=LinkClass.UPLINK),
-        changed(bytes=1.5),
-        changed(step=0.5),
+        ("{", "note 0 of the parcels cannot be read"),
+        ("[]", "note 0 of the parcels cannot be read"),
+        (json.dumps({"intact": True}), "cannot be read: 'behind'"),
+        (json.dumps({"behind": NOTE["behind"]}), "cannot be read: 'intact'"),
+        (json.dumps(NOTE | {"behind": {"adapter/a": 3}}), "cannot be read"),
+        (json.dumps(NOTE | {"behind": {"adapter/a": {"one": 3}}}), "cannot be read"),
+        (json.dumps(NOTE | {"behind": {"adapter/a": {"1": 4.0}}}), "different modules"),
+        (json.dumps(NOTE | {"behind": {"adapter": {"1": 4.0}}}), "not of the form"),
+        (json.dumps(NOTE | {"behind": {k: {"1": -1.0} for k in ("adapter/a", "head/b")}}), "mass"),
+        (json.dumps(NOTE | {"behind": {k: {"1": 1e999} for k in ("adapter/a", "head/b")}}), "mass"),
     ],
 )
-def test_what_cannot_have_been_sent_is_refused(rows: list[Transfer]) -> None:
-    with pytest.raises(ProtocolError):
-        sent_of(RecordDict({SENT: ConfigRecord({"line": to_line(3, rows)})}), 3, 1)
+def test_parcels_that_cannot_be_read(note: str, said: str) -> None:
+    content = packed([parcel(1)])
+    content[PARCELS] = ConfigRecord({"notes": [note]})
+    with pytest.raises(ModuleError, match=said):
+        parcels_of(content)
 
 
-@pytest.mark.parametrize(
-    "line", ["", "{}", '{"t":3,"modules":[],"transfers":[[]]}', to_line(4, [])]
-)
-def test_a_report_of_another_round_or_of_nothing_is_refused(line: str) -> None:
-    with pytest.raises(ProtocolError):
-        sent_of(RecordDict({SENT: ConfigRecord({"line": line})}), 3, 1)
+def test_parcels_without_their_modules_or_notes() -> None:
+    content = packed([parcel(1)])
+    content[PARCELS] = ConfigRecord({"notes": [json.dumps(NOTE)] * 2})
+    with pytest.raises(ModuleError, match="different modules"):
+        parcels_of(content)
+    content[PARCELS] = ConfigRecord({"notes": "none"})
+    with pytest.raises(ModuleError, match="no list of notes"):
+        parcels_of(content)
 
 
-@pytest.mark.parametrize("run", [1, 2**63])
-def test_a_letter_weighs_the_same_written_dry_and_in_every_run(run: int) -> None:
-    parcels = [Parcel.of(update_of(1), 1), Parcel.of(update_of(2, (H,)), 2)]
-    envelope = Envelope(run, 3, FIRST, 1, 0)
-    real = Writer().letter(envelope, parcels, bytes(range(32)))
-    dry = Writer(dry=True).letter(envelope._replace(run=5), parcels)
-    assert weigh_letter(dry) == weigh_letter(real)
-    weight = weigh_letter(real)
-    tensors = sum(a.nbytes for p in parcels for s in p.update.state.values() for a in s.values())
-    assert weight.bytes == tensors == real.tensor_bytes
-    assert weight.bytes + weight.header_bytes == sum(
-        (len(real.header), len(real.seal), real.payload_bytes)
-    )
-    assert weight.modules == ("adapter/a", "head/h", "prompt/p")
+def test_a_device_says_what_it_has_trained() -> None:
+    update = ModularUpdate(STATE, {A: 3.0, B: 0.5})
+    content = sent(RecordDict({TRAINED: trained_record(update)}))
+    assert masses(content, TRAINED) == update.mass
+    assert weigh(content).bytes == 0
 
 
-def test_an_upload_is_what_was_asked_for_and_has_mass() -> None:
-    update = update_of(1, (A, H))
-    idle = ModularUpdate(update.state, {A: 0.0, H: 2.0})
-    assert set(own_upload(update, [A]).state) == {A}
-    assert set(own_upload(idle, [A, H]).state) == {H}
+def test_a_plan_travels_with_the_devices_keys() -> None:
+    content = sent(RecordDict({PLAN: plan_record('{"kind":"relay"}', (A, B))}))
+    assert plan_of(content) == ('{"kind":"relay"}', (A, B))
+    assert plan_of(sent(RecordDict({PLAN: plan_record("x", ())}))) == ("x", ())
+    assert plan_of(RecordDict({"config": ConfigRecord({"t": 1})})) is None
+
+
+@pytest.mark.parametrize("words", [{"plan": "x"}, {"keys": "adapter/a"}, {"plan": 3, "keys": ""}])
+def test_half_a_plan_is_refused(words: dict[str, str | int]) -> None:
+    with pytest.raises(ProtocolError, match="needs the texts plan and keys"):
+        plan_of(RecordDict({PLAN: ConfigRecord(dict(words))}))
