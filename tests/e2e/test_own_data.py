@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from hffm_flower.data import TASKS
 from hffm_flower.runfiles import RunFiles
 from hffm_flower.seeding import generator
@@ -25,6 +27,7 @@ def watch(folder: Path, extra: str) -> Path:
     )
 
 
+@pytest.mark.slow
 def test_nodes_of_both_kinds_bring_their_own_data(tmp_path: Path) -> None:
     files = [watch(tmp_path / f"device-{k}", extra) for k, extra in enumerate(("jump", "run"))]
     with Deployment(tmp_path / "deployment") as deployment:

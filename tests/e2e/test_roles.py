@@ -131,6 +131,7 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_tree_of_roles(machines: Machines) -> None:
     machines.start("device-1", "edge-0", "device-0", "cloud")
     assert "handed in" in machines.submit("first")

@@ -117,7 +117,11 @@ def bits(run: Path) -> dict[str, bytes]:
     return {str(p.relative_to(run)): p.read_bytes() for p in run.rglob("*.safetensors")}
 
 
-@pytest.mark.parametrize("up", [PERSONAL, (*PERSONAL, "--insecure")], indirect=True, ids=str)
+@pytest.mark.parametrize(
+    "up",
+    [PERSONAL, pytest.param((*PERSONAL, "--insecure"), marks=pytest.mark.slow)],
+    indirect=True, ids=str,
+)  # fmt: skip
 def test_same_files_and_bits_as_hffm_run(up: Up, simulated: dict[str, bytes]) -> None:
     assert up.wait() == 0, up.said.read_text() + up.log()
     up.nothing_is_left()
@@ -131,6 +135,7 @@ def test_same_files_and_bits_as_hffm_run(up: Up, simulated: dict[str, bytes]) ->
     assert "4/4" in up.said.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_end_from_outside_leaves_nothing_behind(up: Up, number: int) -> None:
     up.until("rounds.jsonl", '"t":1')
@@ -141,6 +146,7 @@ def test_an_end_from_outside_leaves_nothing_behind(up: Up, number: int) -> None:
         assert json.loads((up.run / "result.json").read_text())["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_an_end_while_it_starts_leaves_nothing_behind(up: Up) -> None:
     up.until("run.log", "keys registered")
     up.process.send_signal(signal.SIGINT)
@@ -149,6 +155,7 @@ def test_an_end_while_it_starts_leaves_nothing_behind(up: Up) -> None:
     assert json.loads((up.run / "result.json").read_text())["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_dead_cloud_ends_the_run_with_the_reason(up: Up) -> None:
     up.until("rounds.jsonl", '"t":1')
     kill(up.until("run.log", r"cloud-superlink started, pid (\d+)"))
@@ -157,6 +164,7 @@ def test_a_dead_cloud_ends_the_run_with_the_reason(up: Up) -> None:
     up.nothing_is_left()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["device-1", "edge-0-node", "edge-1-guard"])
 def test_a_killed_program_is_started_again(up: Up, name: str) -> None:
     up.until("rounds.jsonl", '"t":1')
@@ -166,6 +174,7 @@ def test_a_killed_program_is_started_again(up: Up, name: str) -> None:
     up.nothing_is_left()
 
 
+@pytest.mark.slow
 def test_a_killed_server_app_of_an_edge_goes_on(up: Up) -> None:
     up.until("rounds.jsonl", '"t":1')
     superlink = psutil.Process(int(up.until("run.log", r"edge-0-superlink started, pid (\d+)")[1]))
@@ -179,6 +188,7 @@ def test_a_killed_server_app_of_an_edge_goes_on(up: Up) -> None:
     up.nothing_is_left()
 
 
+@pytest.mark.slow
 def test_a_killed_superlink_of_an_edge_comes_back(up: Up) -> None:
     up.until("rounds.jsonl", '"t":1')
     kill(up.until("run.log", r"edge-1-superlink started, pid (\d+)"))
