@@ -30,6 +30,8 @@ from tests.support.faulty import SPOILT, FaultyExchange, Gone, SpoilingExchange
 from tests.support.live import Live
 from tests.support.tiny import Played, RecordingApp, forget, play
 
+pytestmark = pytest.mark.slow  # a minute and a half of waiting for deadlines
+
 DEVICES = (1, 2, 3, 4, 5)
 DEADLINE_S = 8.0
 FAULTY = 3
