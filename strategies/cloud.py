@@ -82,11 +82,14 @@ class CloudStrategy(ModularStrategy):
         return first, last
 
     def round_timeout_s(self) -> float:
-        """Longest time that one exchange may take [s]: every edge round trains and evaluates."""
+        """Longest time that one exchange may take [s].
+
+        Every edge round trains, may ask devices again, and may evaluate.
+        """
         longest = max(
             last - first + 1 for first, last in map(self.span, range(1, len(self.exchanges) + 1))
         )
-        return 2.0 * self.deadline_s * longest
+        return 3.0 * self.deadline_s * longest
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

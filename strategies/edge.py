@@ -173,7 +173,13 @@ class EdgeStrategy(ModularStrategy):
             figures = metrics(answer.message.content, "metrics")
             report.loss_sum += _scalar(figures.get("loss"))
             report.trained += int(_scalar(figures.get("examples")))
-            report.work[str(answer.member.index)] = _work(figures.get("flops"))
+            flops = _scalar(figures.get("flops"))
+            if not 0.0 <= flops <= MOST_FLOPS:
+                log.warning(
+                    "device %d says it took %g flop; not priced", answer.member.index, flops
+                )
+                flops = 0.0
+            report.work[str(answer.member.index)] = flops
         for key, who in got.behind.items():
             self.trained[key].update(who)
         log.info("edge %d round %d: %d devices", self.index, report.t, len(used))
@@ -271,12 +277,6 @@ def _plausible(score: Score, member: Member, split: str, task: str) -> bool:
     most = tests[task] if tests is not None and split == "iid" and task in tests else score.total
     bounded = 0 <= score.correct <= score.total <= most and 0 <= score.value <= score.total + 1e-3
     return known and bounded and split in SPLITS
-
-
-def _work(value: object) -> float:
-    """Operations that a device says it took; nothing where no processor could."""
-    flops = _scalar(value)
-    return flops if 0.0 <= flops <= MOST_FLOPS else 0.0
 
 
 def _scalar(value: object) -> float:

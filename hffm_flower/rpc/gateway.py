@@ -7,6 +7,7 @@ again: the same question gets the same answer, and is never played twice.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import threading
@@ -56,11 +57,6 @@ class Question:
     t: int
     content: RecordDict
 
-    @property
-    def name(self) -> tuple[int, str, int]:
-        """What makes a repeated question the same."""
-        return self.run, self.kind, self.t
-
 
 def ask(
     address: str, question: Question, *, credentials: Credentials | None, deadline_s: float
@@ -103,8 +99,9 @@ class EdgeGateway:
     """
 
     def __init__(self, address: str, credentials: Credentials | None) -> None:
-        self._questions: Queue[tuple[Question, Queue[bytes]]] = Queue()
-        self._answered: dict[tuple[int, str, int], bytes] = {}
+        self._questions: Queue[tuple[bytes, Question, Queue[bytes]]] = Queue()
+        self._answered: dict[bytes, bytes] = {}
+        """The last question, as it came, and its answer."""
         self._closed = threading.Event()
         self._server = grpc.server(ThreadPoolExecutor(max_workers=8), options=_OPTIONS)
         handler = grpc.unary_unary_rpc_method_handler(self._take, _same, _same)
@@ -150,21 +147,21 @@ class EdgeGateway:
             if stop.is_set():
                 raise Interrupted("stopped on request")
             try:
-                question, reply = self._questions.get(timeout=0.5)
+                asked, question, reply = self._questions.get(timeout=0.5)
             except Empty:
                 if time.monotonic() - heard > silence_s:
                     raise ProtocolError(f"the cloud was silent for {silence_s:g} s") from None
                 continue
-            if question.name not in self._answered:
+            if asked not in self._answered:
                 try:
-                    self._answered = {question.name: _pack({}, answer(question))}
+                    self._answered = {asked: _pack({}, answer(question))}
                 except Interrupted:
                     raise
                 except HffmError as error:
                     log.exception("%s of edge round %d failed", question.kind, question.t)
                     reason = f"{type(error).__name__}: {error}"
-                    self._answered = {question.name: _pack({"error": reason}, RecordDict())}
-            reply.put(self._answered[question.name])
+                    self._answered = {asked: _pack({"error": reason}, RecordDict())}
+            reply.put(self._answered[asked])
             heard = time.monotonic()
             if question.kind == last:
                 return
@@ -177,7 +174,8 @@ class EdgeGateway:
         except (ProtocolError, KeyError, TypeError, ValueError) as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"no question: {error}")
         reply: Queue[bytes] = Queue()
-        self._questions.put((question, reply))
+        asked = hashlib.blake2b(data, digest_size=16).digest()
+        self._questions.put((asked, question, reply))
         while not self._closed.is_set() and context.is_active():
             try:
                 return reply.get(timeout=0.5)

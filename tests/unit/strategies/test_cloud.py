@@ -119,12 +119,12 @@ def test_one_of_flowers_rounds_spans_the_edge_rounds_since_the_last_exchange() -
     cloud = Cloud(period=4, rounds=10)
     spans = [cloud.strategy.span(i) for i in (1, 2, 3)]
     assert spans == [(1, 4), (5, 8), (9, 10)]
-    assert cloud.strategy.round_timeout_s() == 2 * 3.0 * 4
+    assert cloud.strategy.round_timeout_s() == 3 * 3.0 * 4
     (one, two) = cloud.ask(2)
     assert [number(one.content, CONFIG, n) for n in ("first", "last")] == [5, 8]
     assert (one.metadata.message_type, one.metadata.group_id) == (TRAIN_CLUSTER, "8")
     assert [m.metadata.dst_node_id for m in (one, two)] == [1, 2]
-    assert one.metadata.ttl == 24.0
+    assert one.metadata.ttl == 36.0
 
 
 def test_only_what_an_edge_lacks_is_sent_down() -> None:

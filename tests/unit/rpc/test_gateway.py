@@ -1,0 +1,85 @@
+"""The gateway answers a question once, and never a question with the answer to another."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from flwr.app import ConfigRecord, RecordDict
+
+from hffm_flower.errors import ConfigError, ModuleError, ProtocolError
+from hffm_flower.rpc.gateway import EdgeGateway, Question, ask
+
+LAST = "query.end"
+
+
+def question(text: str, *, kind: str = "query.init", run: int = 7, t: int = 0) -> Question:
+    return Question(run, kind, t, RecordDict({"config": ConfigRecord({"text": text})}))
+
+
+class Edge:
+    """Answers with what it was asked, and how often it was asked anything."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.gateway = EdgeGateway("127.0.0.1:0", None)
+        self.address = f"127.0.0.1:{self.gateway.port}"
+        self.stop = threading.Event()
+
+    def answer(self, asked: Question) -> RecordDict:
+        text = str(asked.content.config_records["config"]["text"])
+        self.heard.append(text)
+        if text == "nonsense":
+            raise ModuleError("no such module")
+        return RecordDict({"config": ConfigRecord({"text": f"{text} {len(self.heard)}"})})
+
+    def ask(self, asked: Question, *, deadline_s: float = 5.0) -> str:
+        reply = ask(self.address, asked, credentials=None, deadline_s=deadline_s)
+        return str(reply.config_records["config"]["text"])
+
+
+@pytest.fixture
+def edge() -> Iterator[Edge]:
+    made = Edge()
+    with made.gateway, ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(
+            made.gateway.serve, made.answer, last=LAST, stop=made.stop, silence_s=20.0
+        )
+        yield made
+        if not serving.done():
+            made.ask(question("end", kind=LAST))
+        serving.result(timeout=10)
+
+
+def test_the_same_question_is_played_once(edge: Edge) -> None:
+    assert edge.ask(question("a")) == edge.ask(question("a")) == "a 1"
+    assert edge.heard == ["a"]
+
+
+def test_another_question_of_the_same_kind_and_round_has_its_own_answer(edge: Edge) -> None:
+    assert [edge.ask(question(text)) for text in ("a", "b")] == ["a 1", "b 2"]
+    assert edge.ask(question("b", t=1)) == "b 3"
+    assert edge.ask(question("b", run=8, t=1)) == "b 4"
+
+
+def test_a_refusal_says_why_and_the_service_goes_on(edge: Edge) -> None:
+    with pytest.raises(ProtocolError, match="ModuleError: no such module"):
+        edge.ask(question("nonsense"))
+    assert edge.ask(question("a")) == "a 2"
+
+
+def test_nobody_there_ends_by_the_deadline() -> None:
+    with pytest.raises(ProtocolError, match=r"gateway at 127\.0\.0\.1:1"):
+        ask("127.0.0.1:1", question("a"), credentials=None, deadline_s=0.3)
+
+
+def test_a_silent_cloud_ends_the_service() -> None:
+    with EdgeGateway("127.0.0.1:0", None) as gateway, pytest.raises(ProtocolError, match="silent"):
+        gateway.serve(lambda asked: RecordDict(), last=LAST, stop=threading.Event(), silence_s=0.1)
+
+
+def test_an_address_in_use_is_named(edge: Edge) -> None:
+    with pytest.raises(ConfigError, match=edge.address):
+        EdgeGateway(edge.address, None)
