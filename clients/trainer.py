@@ -173,7 +173,7 @@ def train(
             output = model(batch.task, batch.inputs)
         loss = model.head(batch.task).loss(output.float(), batch.targets)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         _add_proximal(weights, start, config.proximal_mu)
         if config.clip_norm:
             torch.nn.utils.clip_grad_norm_(weights, config.clip_norm)

@@ -109,7 +109,9 @@ class RunConfig(Section):
         """Flat form with dotted keys and scalar values only; inverse of `from_flwr`."""
         flat: Flat = {}
         for key, value in _flatten(self.model_dump(by_alias=True)).items():
-            flat[key] = " ".join(value) if isinstance(value, tuple) else value  # type: ignore[assignment]
+            scalar = " ".join(value) if isinstance(value, tuple) else value
+            assert isinstance(scalar, str | int | float | bool)
+            flat[key] = scalar
         return flat
 
     def cache_dir(self) -> Path:

@@ -73,7 +73,9 @@ def open_server(most_streams: int) -> grpc.aio.Server:
     return grpc.aio.server(options=options, maximum_concurrent_rpcs=most_streams)
 
 
-def listen(server: grpc.aio.Server, address: str, credentials: Credentials | None) -> int:
+def listen(
+    server: grpc.aio.Server | grpc.Server, address: str, credentials: Credentials | None
+) -> int:
     """Bind ``server`` to ``address``; returns the port.
 
     Raises:
@@ -87,9 +89,9 @@ def listen(server: grpc.aio.Server, address: str, credentials: Credentials | Non
             tls = grpc.ssl_server_credentials([pair], credentials.authority, True)
             port = server.add_secure_port(address, tls)
     except RuntimeError as error:
-        raise ConfigError(f"cannot listen for peers on {address}: {error}") from error
+        raise ConfigError(f"cannot listen on {address}: {error}") from error
     if port == 0:
-        raise ConfigError(f"cannot listen for peers on {address}")
+        raise ConfigError(f"cannot listen on {address}")
     return port
 
 

@@ -24,8 +24,8 @@ from flwr.app import RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
-from hffm_flower.errors import ConfigError, HffmError, Interrupted, ProtocolError
-from hffm_flower.rpc.channel import Credentials
+from hffm_flower.errors import HffmError, Interrupted, ProtocolError
+from hffm_flower.rpc.channel import Credentials, listen
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class EdgeGateway:
         self._server.add_generic_rpc_handlers(
             [grpc.method_handlers_generic_handler(service, {method: handler})]
         )
-        self.port = _listen(self._server, address, credentials)
+        self.port = listen(self._server, address, credentials)
         self._server.start()
 
     def __enter__(self) -> Self:
@@ -212,21 +212,6 @@ def _channel(address: str, credentials: Credentials | None) -> grpc.Channel:
         credentials.authority, credentials.key, credentials.certificate
     )
     return grpc.secure_channel(address, tls, options=_OPTIONS)
-
-
-def _listen(server: grpc.Server, address: str, credentials: Credentials | None) -> int:
-    try:
-        if credentials is None:
-            port = server.add_insecure_port(address)
-        else:
-            pair = (credentials.key, credentials.certificate)
-            tls = grpc.ssl_server_credentials([pair], credentials.authority, True)
-            port = server.add_secure_port(address, tls)
-    except RuntimeError as error:
-        raise ConfigError(f"the gateway cannot listen on {address}: {error}") from error
-    if not port:
-        raise ConfigError(f"the gateway cannot listen on {address}")
-    return port
 
 
 def _same(data: bytes) -> bytes:

@@ -121,13 +121,12 @@ def client_of(superlink: str, certificates: Path | None) -> httpx.AsyncClient:
 def serve(listen: str, superlink: str, certificates: Path | None) -> None:
     """Stand in front of ``superlink`` until a signal comes."""
     host, _, port = listen.rpartition(":")
-    tls = {} if certificates is None else {
-        "ssl_certfile": certificates / CERT, "ssl_keyfile": certificates / KEY,
-    }  # fmt: skip
     config = uvicorn.Config(
         Guard(client_of(superlink, certificates)), host=host.strip("[]"), port=int(port),
         ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-        date_header=False, timeout_graceful_shutdown=2, **tls,  # type: ignore[arg-type]
+        date_header=False, timeout_graceful_shutdown=2,
+        ssl_certfile=certificates and certificates / CERT,
+        ssl_keyfile=certificates and certificates / KEY,
     )  # fmt: skip
     uvicorn.Server(config).run()
 

@@ -67,7 +67,7 @@ class Predictor:
         for stream, modality in streams_of(task, self.model.modalities).items():
             if modality in inputs:
                 raw = inputs[modality]
-                item = Item("", lambda raw=raw: raw)  # type: ignore[misc]
+                item = _given(raw)
                 encoder = encoder_of(self.config, modality, self.on)
                 try:
                     tokens[stream] = encoder.encode([item])[stream].to(self.on)
@@ -197,6 +197,11 @@ def recompute(folder: str | Path) -> tuple[dict[str, object], dict[str, object]]
     summary = saved["summary"]
     assert isinstance(summary, Mapping)
     return summarise([*earlier, last], tasks, cycle=plan.schedule.cycle()), dict(summary)
+
+
+def _given(raw: RawInput) -> Item:
+    """An input that is there already."""
+    return Item("", lambda: raw)
 
 
 def native_streams(config: RunConfig) -> tuple[str, ...]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -259,8 +260,10 @@ def test_a_new_round_sends_the_old_one_away() -> None:
     with peers(range(2)) as cluster, ThreadPoolExecutor(1) as pool:
         where = cluster.reactor, cluster.addresses[0]
         waiting = pool.submit(push, *where, good(cluster.tickets[1]))
-        while not cluster[0]._door.inbox._knocking:  # type: ignore[union-attr]
-            pass
+        until = time.monotonic() + 10
+        while not cast(Any, cluster[0])._door.inbox._knocking:
+            assert time.monotonic() < until
+            time.sleep(0.01)
         cluster[0].open(tickets(cluster.addresses, t=ROUND + 1)[0], cluster.allowed)
         assert waiting.result() == Verdict.LATE
         assert push(*where, good(cluster.tickets[1])) == Verdict.WRONG_ROUND

@@ -100,7 +100,8 @@ def watch_edges(monkeypatch: pytest.MonkeyPatch) -> Watch:
             try:
                 asked = inner.send(replies)
             except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
+                reply: RecordDict = stop.value
+                return reply
 
     monkeypatch.setattr(EdgeStrategy, "cluster_round", spy)
     return watch

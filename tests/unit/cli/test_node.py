@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -29,7 +29,8 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Made]:
     made: Made = {}
 
     def run(self: NodeRunner, stop: object) -> None:
-        made.update(where=self._connect.__self__, app=self._app, config=self._node_config)  # type: ignore[attr-defined]
+        where = cast(Any, self._connect).__self__
+        made.update(where=where, app=self._app, config=self._node_config)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(NodeRunner, "run", run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -24,11 +24,11 @@ from tests.support.fake_grid import FIRST_NODE, FakeGrid
 DEVICE = 1
 
 
-def context_of(config: RunConfig, node_config: dict[str, object] | None = None) -> Context:
+def context_of(config: RunConfig, node_config: dict[str, Any] | None = None) -> Context:
     FakeGrid(app, 1, {})  # sets the identity that messages carry
-    known = {"partition-id": DEVICE} if node_config is None else node_config
+    known: dict[str, Any] = {"partition-id": DEVICE} if node_config is None else node_config
     return Context(
-        run_id=1, node_id=FIRST_NODE, node_config=known,  # type: ignore[arg-type]
+        run_id=1, node_id=FIRST_NODE, node_config=known,
         state=RecordDict(), run_config=dict(config.to_flwr()),
     )  # fmt: skip
 
