@@ -83,6 +83,9 @@ class _Sum:
         self._intact = True
 
     def add(self, parcel: Parcel) -> None:
+        self._intact &= parcel.intact
+        if not parcel.update.state:
+            return  # an empty one changes no bit
         self._count += 1
         if self._count == 1:
             self._first = parcel  # as it is, for as long as it is alone
@@ -94,14 +97,13 @@ class _Sum:
 
     def result(self) -> Parcel:
         if self._first is not None:
-            return self._first
+            return dataclasses.replace(self._first, intact=self._intact)
         merged = self._merger.result()
         mass = {k: math.ldexp(n, self._power[k]) for k, n in merged.mass.items()}
         behind = {k: dict(sorted(self._behind[k].items())) for k in mass}
         return Parcel(ModularUpdate(merged.state, mass), behind, self._intact)
 
     def _mix(self, parcel: Parcel) -> None:
-        self._intact &= parcel.intact
         mass = parcel.update.mass
         for key, devices in parcel.behind.items():
             if mass[key] > 0.0:

@@ -252,6 +252,7 @@ def test_everyone_counts_once_whatever_many_do(
 
 @settings(deadline=None, max_examples=50)
 @given(clusters(), KINDS, st.booleans())
+@example(fleet_of({0: KEYS, 1: (), 2: KEYS, 3: KEYS[1:]}, [(0, 2), (1, 3)], 334), "relay", True)
 def test_peers_step_by_step_get_the_bits_of_play(
     cluster: Cluster, kind: str, summing: bool
 ) -> None:

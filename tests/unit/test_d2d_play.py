@@ -60,7 +60,7 @@ def test_join_adds_masses_and_who_is_behind() -> None:
     assert value(joined) == 1.25
     assert joined.intact
     one = parcel(1, 3.0, A)
-    assert join([one]) is one
+    assert join([one]).update is one.update
     with pytest.raises(ModuleError, match="cannot merge adapter/a"):
         join([one, Parcel.of(ModularUpdate.of({A: {"v": np.ones(2, np.float32)}}, 1.0), 2)])
 
