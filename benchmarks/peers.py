@@ -29,19 +29,19 @@ from hffm_flower.modules import ModularUpdate, ModuleKey, shapes
 from hffm_flower.rpc.codec import CHUNK_BYTES, Allowed
 from hffm_flower.rpc.tickets import issue
 
-KEY: Final = ModuleKey.parse("adapter/big")
+KEY, SMALL = map(ModuleKey.parse, ("adapter/big", "adapter/small"))
 TENSORS: Final = 25
 PATIENCE_S: Final = 60.0
 SECRET: Final = bytes(32)
 PLAIN: Final = "/plain/Push"
 
 
-def parcel(megabytes: int) -> ModularUpdate:
+def parcel(megabytes: int, key: ModuleKey = KEY) -> ModularUpdate:
     """One module of that size, in some tensors."""
     draw = np.random.default_rng(0)
     each = megabytes * 10**6 // 4 // TENSORS
     state = {f"w{i}": draw.standard_normal(each, dtype=np.float32) for i in range(TENSORS)}
-    return ModularUpdate.of({KEY: state}, 1.0)
+    return ModularUpdate.of({key: state}, 1.0)
 
 
 def resident_mib(which: str) -> float:
@@ -64,17 +64,20 @@ class End:
         size = 2 * megabytes * MIB
         limits = Limits(message_bytes=size, buffered_bytes=size)
         self.me, self.update = me, parcel(megabytes if me else 0)
-        layout = shapes(parcel(megabytes).state)
+        self.small = parcel(megabytes // 3, SMALL)
+        layout = shapes(parcel(megabytes).state | self.small.state)
         self.allowed = Allowed(layout, {0: 1.0, 1: 1.0})
         self.exchange = PeerExchange(me, "127.0.0.1:0", insecure=True, limits=limits)
-        self.plan = Plan("relay", (), (PeerStep({1: {0: {KEY: 1.0}}}),), {0: (KEY,)}, {})
+        self.plan = Plan(
+            "relay", (), (PeerStep({1: {0: {KEY: 1.0, SMALL: 1.0}}}),), {0: (KEY,)}, {}
+        )
 
     def play(self, t: int, ports: dict[int, int]) -> tuple[float, float, bool]:
         """Seconds, growth of the process at most [MiB], and whether it came."""
         addresses = {i: f"127.0.0.1:{port}" for i, port in ports.items()}
         tickets = issue(SECRET, addresses, run=1, t=t)
         self.exchange.open(tickets[self.me], self.allowed)
-        held = [Parcel.of(self.update, 1)] if self.me else []
+        held = [Parcel.of(self.update if t else self.small, 1)] if self.me else []
         forget_peak()
         before, began = resident_mib("VmRSS"), time.perf_counter()
         now = self.exchange.play(self.plan, 0, held, deadline_s=PATIENCE_S)
@@ -153,7 +156,7 @@ def main() -> None:
     ports = {0: to.recv(), 1: sender.recv()}
     port = plain.recv()
     peers_s, plain_s, growth = [], [], [[0.0], [0.0]]
-    for t in range(1, times + 2):  # one after the other, so that both meet the same load
+    for t in range(times + 2):  # one after the other, so that both meet the same load
         sender.send(("plain", port))
         beside = sender.recv()
         for pipe in (to, sender):
@@ -161,11 +164,12 @@ def main() -> None:
         (_, received, came), (took, sent, handed) = to.recv(), sender.recv()
         if not (came and handed):
             raise SystemExit("the parcel did not arrive")
-        if t > 1:  # the first one opens connections
-            peers_s.append(took)
-            plain_s.append(beside)
+        if t > 0:  # the very first opens connections, and gets what gRPC needs once
             growth[0].append(received)
             growth[1].append(sent)
+        if t > 1:  # the one before gets memory that the others use again
+            peers_s.append(took)
+            plain_s.append(beside)
     for pipe, process in zip(pipes, processes, strict=True):
         pipe.send(None)
         process.join()

@@ -11,18 +11,19 @@ from typing import Final
 
 import grpc
 import grpc.aio
-import numpy as np
 
 from clients.inbox import Inbox, Limits, Room
-from hffm_flower.d2d import Parcel
 from hffm_flower.rpc import exchange_pb2 as pb
+from hffm_flower.rpc.buffers import Buffers
 from hffm_flower.rpc.codec import (
     Envelope,
     Refused,
     Verdict,
     check_header,
+    check_tag,
     parse_header,
     read_parcels,
+    tag_for,
 )
 from hffm_flower.rpc.tickets import is_sealed
 from hffm_flower.rpc.wire import SERVICE, Incoming, read_chunk
@@ -49,6 +50,7 @@ class Doorkeeper:
         self.refused: Counter[Verdict] = Counter()
         self._index = index
         self._limits = limits
+        self._buffers = Buffers(limits.message_bytes)
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="peers-decode")
 
     def serve(self, server: grpc.aio.Server) -> None:
@@ -83,8 +85,9 @@ class Doorkeeper:
         inbox = self._addressed(envelope, first)
         check_header(header, inbox.allowed, max_bytes=self._limits.message_bytes)
         async with inbox.admit(envelope, header.size) as place:
-            place.parcels = await self._decode(
-                await self._payload(requests, header.size), header, inbox
+            payload = await self._payload(requests, header, inbox.ticket.seats[header.src].key)
+            place.parcels = await asyncio.get_running_loop().run_in_executor(
+                self._decoder, read_parcels, header, payload, inbox.allowed
             )
 
     def _addressed(self, envelope: Envelope, opening: pb.Opening) -> Inbox:
@@ -108,8 +111,9 @@ class Doorkeeper:
             raise Refused(Verdict.UNAUTHORISED, f"not sealed by device {envelope.src}")
         return inbox
 
-    async def _payload(self, requests: Chunks, size: int) -> memoryview:
-        payload = np.empty(size, np.uint8).data  # in large pages, which are quicker to get
+    async def _payload(self, requests: Chunks, header: pb.Header, key: bytes) -> memoryview:
+        size, tag = header.size, tag_for(header, key)
+        payload = self._buffers.take(size)
         came = 0
         while (data := await self._next(requests)) is not END:
             if not isinstance(data, memoryview) or not data:
@@ -118,18 +122,11 @@ class Doorkeeper:
             if came > size:
                 raise Refused(Verdict.OVERSIZE, f"more than the {size} bytes announced")
             payload[start:came] = data
+            tag.add(payload[start:came])
         if came < size:
             raise Refused(Verdict.TRUNCATED, f"{size - came} of {size} bytes did not come")
+        check_tag(header, tag)
         return payload
-
-    async def _decode(
-        self, payload: memoryview, header: pb.Header, inbox: Inbox
-    ) -> tuple[Parcel, ...]:
-        loop = asyncio.get_running_loop()
-        key = inbox.ticket.seats[header.src].key
-        return await loop.run_in_executor(
-            self._decoder, read_parcels, header, payload, inbox.allowed, key
-        )
 
     async def _next(self, requests: Chunks) -> Incoming | object:
         try:

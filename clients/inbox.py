@@ -21,6 +21,8 @@ from hffm_flower.rpc.codec import Allowed, Envelope, Refused, Turn, Verdict
 from hffm_flower.rpc.tickets import Ticket
 
 MIB: Final = 2**20
+WIDEST: Final = 2 * MIB
+"""A window wider than this makes nothing faster."""
 BEFORE: Final = Turn(-1, 0, 0)
 """No step is being played yet."""
 
@@ -48,6 +50,11 @@ class Limits:
             )
         if self.streams < 1 or not self.stall_s > 0:
             raise ConfigError(f"{self.streams} streams, {self.stall_s} s; both must be positive")
+
+    @property
+    def window_bytes(self) -> int:
+        """What gRPC may take of each message that waits: 64 of them fill the buffer again."""
+        return max(MIB // 16, min(WIDEST, self.buffered_bytes // 64))
 
 
 @dataclass(slots=True)

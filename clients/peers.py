@@ -238,7 +238,7 @@ class PeerExchange:
         return {k: s for k, s in state.items() if k not in false}
 
     async def _serve(self, address: str) -> int:
-        server = open_server(self._limits.streams)
+        server = open_server(self._limits.streams, self._limits.window_bytes)
         self._door.serve(server)
         port = listen(server, address, self._credentials)
         await server.start()

@@ -1,4 +1,4 @@
-"""Connections between peers: mutual TLS, small windows, quick second tries."""
+"""Connections between peers: mutual TLS, bounded windows, quick second tries."""
 
 from __future__ import annotations
 
@@ -12,13 +12,9 @@ import grpc.aio
 from hffm_flower.errors import ConfigError
 from hffm_flower.rpc.codec import CHUNK_BYTES, HEADER_BYTES
 
-WINDOW_BYTES: Final = 2**18
-"""What gRPC reads ahead of a stream that nobody reads; bounds the memory of waiting peers."""
-
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", CHUNK_BYTES + HEADER_BYTES),
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 2000),
@@ -67,9 +63,13 @@ def open_channel(address: str, credentials: Credentials | None) -> grpc.aio.Chan
     return grpc.aio.secure_channel(address, tls, options=options)
 
 
-def open_server(most_streams: int) -> grpc.aio.Server:
-    """A server that takes up to ``most_streams`` messages at once; the rest try again."""
-    options = (*_OPTIONS, ("grpc.so_reuseport", 0))
+def open_server(most_streams: int, window_bytes: int) -> grpc.aio.Server:
+    """A server that takes up to ``most_streams`` messages at once; the rest try again.
+
+    Of a message that nobody reads, gRPC takes ``window_bytes``, and then holds its sender back.
+    """
+    own = (("grpc.so_reuseport", 0), ("grpc.http2.lookahead_bytes", window_bytes))
+    options = (*_OPTIONS, *own)
     return grpc.aio.server(options=options, maximum_concurrent_rpcs=most_streams)
 
 

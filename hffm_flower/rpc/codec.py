@@ -22,7 +22,7 @@ from hffm_flower.errors import HffmError, PeerError
 from hffm_flower.modules import ModularUpdate, ModuleKey, Tensor, shapes
 from hffm_flower.rpc import exchange_pb2 as pb
 from hffm_flower.rpc.tensors import read_tensors
-from hffm_flower.rpc.tickets import NONCE_BYTES, tag_of
+from hffm_flower.rpc.tickets import NONCE_BYTES, PayloadTag
 
 PROTOCOL: Final = 1
 """Version of `exchange.proto`; peers of another version are refused."""
@@ -138,18 +138,37 @@ def check_header(header: pb.Header, allowed: Allowed, *, max_bytes: int) -> None
             _check_module(module, allowed)
 
 
-def read_parcels(
-    header: pb.Header, payload: bytes | memoryview, allowed: Allowed, key: bytes
-) -> tuple[Parcel, ...]:
-    """The parcels of a message whose header was checked; their tensors lie in ``payload``.
+def tag_for(header: pb.Header, key: bytes) -> PayloadTag:
+    """What the payload behind ``header`` is to be passed through as it comes.
 
     Raises:
-        Refused: CHECKSUM, MALFORMED or UNKNOWN_MODULE.
+        Refused: CHECKSUM: the header's nonce is none.
     """
-    if len(header.nonce) != NONCE_BYTES or not hmac.compare_digest(
-        tag_of(key, header.nonce, [payload]), header.tag
-    ):
+    if len(header.nonce) != NONCE_BYTES:
+        raise Refused(Verdict.CHECKSUM, f"a nonce of {len(header.nonce)} bytes")
+    return PayloadTag(key, header.nonce)
+
+
+def check_tag(header: pb.Header, found: PayloadTag) -> None:
+    """Whether the payload that came is the one that the header was sealed for.
+
+    Raises:
+        Refused: CHECKSUM.
+    """
+    if not hmac.compare_digest(found.value(), header.tag):
         raise Refused(Verdict.CHECKSUM, "the payload is not the one that was sealed")
+
+
+def read_parcels(
+    header: pb.Header, payload: bytes | memoryview, allowed: Allowed
+) -> tuple[Parcel, ...]:
+    """The parcels of a message whose header and tag were checked.
+
+    Their tensors lie in ``payload``.
+
+    Raises:
+        Refused: MALFORMED or UNKNOWN_MODULE.
+    """
     parcels = []
     start = 0
     view = memoryview(payload)

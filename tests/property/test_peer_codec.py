@@ -18,8 +18,10 @@ from hffm_flower.rpc.codec import (
     Refused,
     Verdict,
     check_header,
+    check_tag,
     parse_header,
     read_parcels,
+    tag_for,
 )
 from hffm_flower.rpc.letters import Writer
 from hffm_flower.rpc.tickets import NONCE_BYTES, tag_of
@@ -41,7 +43,10 @@ def read(header: bytes, payload: bytes, *, mend: bool) -> tuple[Parcel, ...]:
         parsed.nonce = bytes(NONCE_BYTES)
         parsed.tag = tag_of(KEY, parsed.nonce, [payload])
     check_header(parsed, ALLOWED, max_bytes=MAX)
-    return read_parcels(parsed, payload, ALLOWED, KEY)
+    tag = tag_for(parsed, KEY)
+    tag.add(payload)
+    check_tag(parsed, tag)
+    return read_parcels(parsed, payload, ALLOWED)
 
 
 def check(parcels: tuple[Parcel, ...]) -> None:

@@ -13,8 +13,10 @@ from hffm_flower.rpc.codec import (
     Refused,
     Verdict,
     check_header,
+    check_tag,
     parse_header,
     read_parcels,
+    tag_for,
 )
 from hffm_flower.rpc.letters import Letter, Writer
 from hffm_flower.rpc.tickets import is_sealed
@@ -32,7 +34,11 @@ def read(letter: Letter) -> tuple[Parcel, ...]:
     assert envelope == ENVELOPE
     assert is_sealed(KEY, first.opening.header, first.opening.seal)
     check_header(header, ALLOWED, max_bytes=10_000)
-    return read_parcels(header, b"".join(c.data for c in rest), ALLOWED, KEY)
+    tag = tag_for(header, KEY)
+    for chunk in rest:
+        tag.add(chunk.data)
+    check_tag(header, tag)
+    return read_parcels(header, b"".join(c.data for c in rest), ALLOWED)
 
 
 MIXED = Parcel(
@@ -100,6 +106,6 @@ def test_arrays_of_any_layout_travel() -> None:
     header, _ = parse_header(pb.Opening(header=letter.header))
     allowed = codec.Allowed(layout, {1: 1.0})
     payload = b"".join(c.data for c in chunks_of(letter)[1:])
-    (came,) = read_parcels(header, payload, allowed, KEY)
+    (came,) = read_parcels(header, payload, allowed)
     assert np.array_equal(came.update.state[A]["w"], turned)
     assert came.update.state[A]["s"].shape == ()
