@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -51,6 +52,7 @@ class Doorkeeper:
         self._index = index
         self._limits = limits
         self._buffers = Buffers(limits.message_bytes)
+        self._opened = asyncio.Event()
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="peers-decode")
 
     def serve(self, server: grpc.aio.Server) -> None:
@@ -73,6 +75,12 @@ class Doorkeeper:
             return pb.Receipt(verdict=error.verdict.name, detail=error.detail)
         return pb.Receipt(verdict=pb.ACCEPTED)
 
+    def open(self, inbox: Inbox) -> None:
+        """Play the round of ``inbox``; who came early for it is let in."""
+        self.inbox = inbox
+        self._opened.set()
+        self._opened = asyncio.Event()
+
     def close(self) -> None:
         """Wait for the message that is being decoded."""
         self._decoder.shutdown()
@@ -82,7 +90,7 @@ class Doorkeeper:
         if not isinstance(first, pb.Opening):
             raise Refused(Verdict.MALFORMED, "the first chunk is no opening")
         header, envelope = parse_header(first)
-        inbox = self._addressed(envelope, first)
+        inbox = await self._addressed(envelope, first)
         check_header(header, inbox.allowed, max_bytes=self._limits.message_bytes)
         async with inbox.admit(envelope, header.size) as place:
             payload = await self._payload(requests, header, inbox.ticket.seats[header.src].key)
@@ -90,8 +98,15 @@ class Doorkeeper:
                 self._decoder, read_parcels, header, payload, inbox.allowed
             )
 
-    def _addressed(self, envelope: Envelope, opening: pb.Opening) -> Inbox:
-        """The inbox that the message is for, if its sender is whom it says."""
+    async def _addressed(self, envelope: Envelope, opening: pb.Opening) -> Inbox:
+        """The inbox that the message is for, if its sender is whom it says.
+
+        Who is early waits a while: sending again would cost all that is on its way already.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.knock_s):
+                while self._is_early(envelope):
+                    await self._opened.wait()
         inbox = self.inbox
         if inbox is None:
             raise Refused(Verdict.NOT_READY, f"device {self._index} plays no round")
@@ -110,6 +125,13 @@ class Doorkeeper:
         if not is_sealed(seat.key, opening.header, opening.seal):
             raise Refused(Verdict.UNAUTHORISED, f"not sealed by device {envelope.src}")
         return inbox
+
+    def _is_early(self, envelope: Envelope) -> bool:
+        """Whether the round may be one to come: of two runs nobody knows which is the later."""
+        if self.inbox is None:
+            return True
+        ticket = self.inbox.ticket
+        return envelope.run != ticket.run or envelope.t > ticket.t
 
     async def _payload(self, requests: Chunks, header: pb.Header, key: bytes) -> memoryview:
         size, tag = header.size, tag_for(header, key)

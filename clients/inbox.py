@@ -36,20 +36,25 @@ class Limits:
         buffered_bytes: Payloads held at once, read or being read; at least one message.
         streams: Messages that may wait or be read at once, the rest is sent away for now.
         stall_s: A stream that brings nothing for so long is given up.
+        knock_s: A message of a round that is not open yet waits so long for it.
     """
 
     message_bytes: int = 64 * MIB
     buffered_bytes: int = 256 * MIB
     streams: int = 256
     stall_s: float = 10.0
+    knock_s: float = 2.0
 
     def __post_init__(self) -> None:
         if not 0 < self.message_bytes <= self.buffered_bytes:
             raise ConfigError(
                 f"messages of {self.message_bytes} bytes do not fit in {self.buffered_bytes}"
             )
-        if self.streams < 1 or not self.stall_s > 0:
-            raise ConfigError(f"{self.streams} streams, {self.stall_s} s; both must be positive")
+        if self.streams < 1 or not (self.stall_s > 0 and self.knock_s >= 0):
+            raise ConfigError(
+                f"{self.streams} streams, {self.stall_s} s and {self.knock_s} s; "
+                "all must be positive"
+            )
 
     @property
     def window_bytes(self) -> int:

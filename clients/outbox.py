@@ -23,7 +23,10 @@ _log = logging.getLogger(__name__)
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 2.0
 THERE: Final = frozenset({Verdict.ACCEPTED, Verdict.DUPLICATE})
-AGAIN: Final = frozenset({Verdict.NOT_READY, Verdict.TRUNCATED, Verdict.CHECKSUM})
+AGAIN: Final = frozenset(
+    {Verdict.NOT_READY, Verdict.WRONG_RUN, Verdict.TRUNCATED, Verdict.CHECKSUM}
+)
+"""Verdicts that may be other ones in a moment; a receiver may still be in the run before."""
 
 
 @dataclass(frozen=True, slots=True)

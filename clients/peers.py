@@ -247,7 +247,7 @@ class PeerExchange:
 
     async def _open(self, ticket: Ticket, allowed: Allowed) -> None:
         await self._end()
-        self._door.inbox = Inbox(ticket, allowed, self._limits, self._door.room)
+        self._door.open(Inbox(ticket, allowed, self._limits, self._door.room))
         self._outbox = Outbox(ticket, self._credentials)
 
     async def _end(self) -> None:
