@@ -22,7 +22,7 @@ WORDS = [
         "data.full-modality-share": 1.0,
         "model.backbone": "small",
         "train.local-epochs": 1,
-        "server.deadline-s": 60.0,
+        "server.deadline-s": 300.0,
     }),
 ]  # fmt: skip
 

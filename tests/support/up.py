@@ -14,7 +14,7 @@ import psutil
 from hffm_flower.session.processes import listening
 from tests.support.deployment import HFFM, ROOT
 
-PATIENCE_S = 300.0
+PATIENCE_S = 900.0
 
 
 def set_words(settings: Mapping[str, object]) -> list[str]:
