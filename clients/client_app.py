@@ -51,7 +51,7 @@ def profile(message: Message, context: Context) -> Message:
         own = device.profile
         answer = {
             "version": f"{__version__} (protocol {PROTOCOL})",
-            "fingerprint": device.config.fingerprint(),
+            "settings": device.config.shared(),
             "index": own.index,
             "modalities": own.modalities,
             "tasks": dict(own.tasks),

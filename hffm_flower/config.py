@@ -9,8 +9,6 @@ the few values that it needs.
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -119,13 +117,10 @@ class RunConfig(Section):
         named = self.paths.cache or os.environ.get("HFFM_CACHE", "")
         return Path(named).expanduser() if named else Path.home() / ".cache" / "hffm-flower"
 
-    def fingerprint(self) -> str:
-        """Digest of what all nodes share; paths, radio, roles and hardware are their own."""
+    def shared(self) -> dict[str, object]:
+        """What all nodes must agree on; paths, radio, roles and hardware are their own."""
         own = ("paths.", "simulation.", "radio.", "deploy.", "train.device")
-        shared = {
-            k: v for k, v in self.to_flwr().items() if not k.startswith(own)
-        }  # fmt: skip
-        return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
+        return {k: v for k, v in self.to_flwr().items() if not k.startswith(own)}
 
     def with_values(self, **changes: object) -> Self:
         """Copy with dotted keys changed; ``__`` for the dot, ``_`` for the dash."""

@@ -7,8 +7,9 @@ are edges played in process or real ones.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -201,3 +202,15 @@ def _reports_of(message: Message) -> list[RoundReport]:
     if not isinstance(lines, list):
         raise TypeError(f"rounds must be a list of lines, not {lines!r}")
     return [RoundReport.from_json(str(line)) for line in lines]
+
+
+@contextlib.contextmanager
+def quiet_flower() -> Iterator[None]:
+    """Flower's loop logs every record whole; keep its warnings."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

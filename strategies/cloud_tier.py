@@ -47,8 +47,8 @@ class CloudTier(Federation):
         )
         self.phase = "registering"
         edges, self.refused = register(
-            view, nodes, version=VERSION, fingerprint=config.fingerprint(),
-            deadline_s=server.deadline_s,
+            view, nodes, version=VERSION, settings=config.shared(),
+            deadline_s=server.deadline_s, what="edge",
         )  # fmt: skip
         self._refuse(edges, {})
         view.place({n: (CLOUD, f"edge/{e.profile.index}") for n, e in edges.items()})
@@ -63,6 +63,9 @@ class CloudTier(Federation):
             self.conduct({n: e.member() for n, e in edges.items()}, schedule, initial, view)
         finally:
             self._end(view, edges)
+
+    def _asked(self) -> str:
+        return f"{self.config.tree.edges} edges"
 
     def _quorum(self) -> int:
         """Least edges that a run needs."""

@@ -27,7 +27,7 @@ from hffm_flower.records import (
 )
 from hffm_flower.report import RoundReport
 from hffm_flower.rpc.channel import Credentials
-from hffm_flower.rpc.gateway import EdgeGateway, Question
+from hffm_flower.rpc.gateway import EdgeGateway, Question, Superseded
 from hffm_flower.runfiles import RunFiles
 from hffm_flower.tasks import definitions
 from hffm_flower.tree import plant
@@ -66,7 +66,11 @@ def serve_edge(grid: Grid, config: RunConfig, files: RunFiles, *, stop: threadin
     tier.register()
     with EdgeGateway(config.deploy.gateway, _credentials(config)) as gateway:
         log.info("edge %d hears the cloud on port %d", tier.index, gateway.port)
-        gateway.serve(tier.answer, last=END, stop=stop, silence_s=4 * config.server.deadline_s)
+        silence_s = 4 * config.server.deadline_s
+        try:
+            gateway.serve(tier.answer, last=END, stop=stop, silence_s=silence_s)
+        except Superseded as error:
+            log.warning("edge %d: %s", tier.index, error)
     tier.save()
 
 
@@ -104,7 +108,7 @@ class EdgeTier:
             self._grid, nodes, stop=self.stop, poll_s=0.1, ledger=self.ledger, hops={}
         )
         self.devices, self.refused = register(
-            self.view, nodes, version=VERSION, fingerprint=self.config.fingerprint(),
+            self.view, nodes, version=VERSION, settings=self.config.shared(),
             deadline_s=server.deadline_s,
         )  # fmt: skip
         for node, device in list(self.devices.items()):
@@ -127,15 +131,17 @@ class EdgeTier:
         """Answer a message of the cloud.
 
         Raises:
+            Superseded: The cloud has begun another run; this one is over.
             HffmError: It cannot be answered.
         """
-        if self._run not in (0, question.run):
-            raise ProtocolError(
-                f"this edge's run belongs to the cloud's run {self._run}; submit anew for another"
-            )
-        self._run = question.run
+        other = self._run not in (0, question.run)
         if question.kind == PROFILE_QUERY:
+            if other:
+                raise Superseded(f"run {question.run} of the cloud follows run {self._run}")
             return self._profile()
+        if other:
+            raise ProtocolError(f"run {question.run} is not served: run {self._run} is")
+        self._run = question.run  # from now on, so that a run that is refused binds nobody
         if question.kind == BEGIN:
             self.keys = _keys(text(question.content, CONFIG, "keys"))
             return self._begun()
@@ -156,7 +162,7 @@ class EdgeTier:
         return _json(
             {
                 "version": VERSION,
-                "fingerprint": self.config.fingerprint(),
+                "settings": self.config.shared(),
                 "index": self.index,
                 "modalities": sorted({m for p in profiles for m in p.modalities}),
                 "tasks": tasks,

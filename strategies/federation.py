@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from flwr.serverapp import Grid
 
@@ -24,7 +23,7 @@ from hffm_flower.runfiles import RunFiles
 from hffm_flower.schedule import METHODS, Schedule, Scope
 from hffm_flower.tree import groups_of, plant
 from hffm_flower.wireless.pricing import price
-from strategies.cloud import CloudStrategy
+from strategies.cloud import CloudStrategy, quiet_flower
 from strategies.edge import EdgeStrategy
 from strategies.grids import ClusterGrid, NestedGrid
 from strategies.modular import Member
@@ -87,6 +86,9 @@ def federate(
     except HffmError as error:
         reason = str(error)
         raise
+    except Exception as error:  # such as the SuperLink's end, or a stopped run
+        reason = f"{type(error).__name__}: {error}"
+        raise
     finally:
         federation.save(status, reason)
 
@@ -122,7 +124,7 @@ class Federation:
         view = PeerGrid(grid, nodes, stop=self.stop, watch=self.watch, ledger=self.ledger, hops={})
         self.phase = "registering"
         devices, self.refused = register(
-            view, nodes, version=VERSION, fingerprint=config.fingerprint(),
+            view, nodes, version=VERSION, settings=config.shared(),
             deadline_s=server.deadline_s,
         )  # fmt: skip
         self._refuse(devices, {})
@@ -178,7 +180,7 @@ class Federation:
         )  # fmt: skip
         self.exchanges = frozenset(cloud.exchanges)
         self.phase = "training"
-        with _quiet_flower():
+        with quiet_flower():
             cloud.start(
                 edges,
                 modules_record(initial),
@@ -193,9 +195,13 @@ class Federation:
             del devices[node]
         if len(devices) < self._quorum():
             raise QuorumError(
-                f"{len(devices)} of {self.config.tree.devices} devices could be registered; "
+                f"{len(devices)} of {self._asked()} could be registered; "
                 + "; ".join(sorted(set(self.refused.values()))[:3])
             )
+
+    def _asked(self) -> str:
+        """Who is to register."""
+        return f"{self.config.tree.devices} devices"
 
     def _quorum(self) -> int:
         """Least devices that a run needs."""
@@ -250,6 +256,8 @@ class Federation:
         cost = price(transfers, self.network.block(report.t), work)
         report.latency_s, report.energy_j = cost.latency_s, cost.energy_j
         report.traffic = {link: list(amount) for link, amount in traffic(transfers).items()}
+        if before := self.ledger.take(0):  # of edges, whose reports have just come
+            self.files.append_transfers(0, before)
         self.files.append_transfers(report.t, transfers)
         report.seconds = time.monotonic() - self._began
         self.files.append(report)
@@ -285,15 +293,3 @@ class Federation:
                 cycle=self.cycle, status=status, reason=reason, notes=notes,
             )
         )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _quiet_flower() -> Iterator[None]:
-    """Flower's loop logs every record whole; keep its warnings."""
-    logger = logging.getLogger("flwr")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -32,6 +32,11 @@ log = logging.getLogger(__name__)
 PROFILE = "profile"
 VERSION = f"{__version__} (protocol {PROTOCOL})"
 """Package and protocol that nodes of this run must have."""
+
+
+Settings = Mapping[str, object]
+MOST_TOLD: Final = 5
+"""Of so many other settings the values are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,13 @@ def wait_for_nodes(
 
 
 def register(
-    grid: Grid, nodes: Collection[int], *, version: str, fingerprint: str, deadline_s: float
+    grid: Grid,
+    nodes: Collection[int],
+    *,
+    version: str,
+    settings: Settings,
+    deadline_s: float,
+    what: str = "device",
 ) -> tuple[dict[int, Registered], dict[int, str]]:
     """Ask every node for its profile.
 
@@ -92,8 +103,9 @@ def register(
         grid: Grid of the devices.
         nodes: Node ids.
         version: Package and protocol version that nodes must have.
-        fingerprint: Digest of the settings that nodes must have.
+        settings: What nodes must have, as `RunConfig.shared` says it.
         deadline_s: How long to wait [s].
+        what: What the nodes are, for messages.
 
     Returns:
         Accepted devices by node id, in order of device index; refused node ids with why.
@@ -112,21 +124,21 @@ def register(
     for reply in grid.send_and_receive(questions, timeout=deadline_s):
         node = reply.metadata.src_node_id
         try:
-            device = _read(reply, version, fingerprint)
+            device = _read(reply, version, settings, what)
             found.append((device.profile.index, node, device))
         except (HffmError, ValueError, KeyError, TypeError, AttributeError) as error:
             refused[node] = f"profile of node {node} cannot be used: {error}"
     for index, node, device in sorted(found, key=lambda item: item[:2]):
         if any(index == other.profile.index for other in accepted.values()):
-            refused[node] = f"device index {index} is taken by another node"
+            refused[node] = f"{what} index {index} is taken by another node"
             continue
         odd = [
-            f"{name} is {shape}, but {known[name][1]} on device {known[name][0]}"
+            f"{name} is {shape}, but {known[name][1]} on {what} {known[name][0]}"
             for name, shape in device.layout.items()
             if name in known and known[name][1] != shape
         ]
         if odd:
-            refused[node] = f"device {index}: " + "; ".join(odd)
+            refused[node] = f"{what} {index}: " + "; ".join(odd)
             continue
         known |= {
             name: (index, shape) for name, shape in device.layout.items() if name not in known
@@ -252,22 +264,29 @@ def profile_of(raw: Mapping[str, Any]) -> NodeProfile:
     )
 
 
-def _read(reply: Message, version: str, fingerprint: str) -> Registered:
+def _read(reply: Message, version: str, settings: Settings, what: str) -> Registered:
     if reply.has_error():
         raise ProtocolError(f"no profile: error {reply.error.code}: {reply.error.reason}")
     raw = json.loads(text(reply.content, PROFILE, "json"))
-    for name, theirs, ours in (
-        ("version", raw.get("version"), version),
-        ("settings", raw.get("fingerprint"), fingerprint),
-    ):
-        if theirs != ours:
-            raise ProtocolError(f"device {raw.get('index')}: its {name} {theirs}, here {ours}")
-    odd = difference(raw.get("definitions", {}))
+    if raw.get("version") != version:
+        raise ProtocolError(
+            f"{what} {raw.get('index')}: its version {raw.get('version')}, here {version}"
+        )
+    odd = _other_settings(raw.get("settings", {}), settings)
+    odd = odd or difference(raw.get("definitions", {}))
     if odd:
-        raise ProtocolError(f"device {raw.get('index')}: {odd}")
+        raise ProtocolError(f"{what} {raw.get('index')}: {odd}")
     device = Registered(profile_of(raw), dict(raw["layout"]), _counts(raw.get("skipped", {})))
     _ = device.keys  # layout names are checked here, where a bad one refuses this node alone
     return device
+
+
+def _other_settings(theirs: Settings, ours: Settings) -> str:
+    """Names and values of settings that differ; empty if none do."""
+    odd = [n for n in sorted({*theirs, *ours}) if theirs.get(n) != ours.get(n)]
+    told = [f"its {n} {theirs.get(n)!r}, here {ours.get(n)!r}" for n in odd[:MOST_TOLD]]
+    more = [f"{len(odd) - MOST_TOLD} more settings differ"] if len(odd) > MOST_TOLD else []
+    return ", ".join(told + more)
 
 
 def _counts(raw: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:

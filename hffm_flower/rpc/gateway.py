@@ -90,6 +90,10 @@ def ask(
     return content
 
 
+class Superseded(HffmError):
+    """Another run has begun: the question is for whoever serves next."""
+
+
 class EdgeGateway:
     """Takes the cloud's messages in, and has the ServerApp's own thread answer them in turn.
 
@@ -99,9 +103,9 @@ class EdgeGateway:
     """
 
     def __init__(self, address: str, credentials: Credentials | None) -> None:
-        self._questions: Queue[tuple[bytes, Question, Queue[bytes]]] = Queue()
-        self._answered: dict[bytes, bytes] = {}
-        """The last question, as it came, and its answer."""
+        self._questions: Queue[tuple[bytes, Question, Queue[bytes], Callable[[], bool]]] = Queue()
+        self._answered: dict[bytes, tuple[bytes, bool]] = {}
+        """The last question, as it came, and its answer; whether it was not refused."""
         self._closed = threading.Event()
         self._server = grpc.server(ThreadPoolExecutor(max_workers=8), options=_OPTIONS)
         handler = grpc.unary_unary_rpc_method_handler(self._take, _same, _same)
@@ -140,31 +144,29 @@ class EdgeGateway:
 
         Raises:
             Interrupted: ``stop`` was set.
-            ProtocolError: No question came for ``silence_s``.
+            Superseded: ``answer`` leaves this question, and what follows, to whoever serves next.
+            ProtocolError: No question came for ``silence_s``, but for refused ones.
         """
         heard = time.monotonic()
         while True:
             if stop.is_set():
                 raise Interrupted("stopped on request")
             try:
-                asked, question, reply = self._questions.get(timeout=0.5)
+                asked, question, reply, is_waiting = self._questions.get(timeout=0.5)
             except Empty:
                 if time.monotonic() - heard > silence_s:
                     raise ProtocolError(f"the cloud was silent for {silence_s:g} s") from None
                 continue
+            if not is_waiting():
+                continue  # who asked has gone
             if asked not in self._answered:
-                try:
-                    self._answered = {asked: _pack({}, answer(question))}
-                except Interrupted:
-                    raise
-                except HffmError as error:
-                    log.exception("%s of edge round %d failed", question.kind, question.t)
-                    reason = f"{type(error).__name__}: {error}"
-                    self._answered = {asked: _pack({"error": reason}, RecordDict())}
-            reply.put(self._answered[asked])
-            heard = time.monotonic()
-            if question.kind == last:
-                return
+                self._answered = {asked: _answered(answer, question)}
+            data, good = self._answered[asked]
+            reply.put(data)
+            if good:
+                heard = time.monotonic()
+                if question.kind == last:
+                    return
 
     def _take(self, data: bytes, context: grpc.ServicerContext) -> bytes:
         try:
@@ -175,7 +177,7 @@ class EdgeGateway:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"no question: {error}")
         reply: Queue[bytes] = Queue()
         asked = hashlib.blake2b(data, digest_size=16).digest()
-        self._questions.put((asked, question, reply))
+        self._questions.put((asked, question, reply, context.is_active))
         while not self._closed.is_set() and context.is_active():
             try:
                 return reply.get(timeout=0.5)
@@ -185,6 +187,17 @@ class EdgeGateway:
             return reply.get_nowait()
         except Empty:
             context.abort(grpc.StatusCode.UNAVAILABLE, "the edge is ending")
+
+
+def _answered(answer: Callable[[Question], RecordDict], question: Question) -> tuple[bytes, bool]:
+    """What is sent back, and whether the question was not refused."""
+    try:
+        return _pack({}, answer(question)), True
+    except (Interrupted, Superseded):
+        raise
+    except HffmError as error:
+        log.error("%s of edge round %d: %s", question.kind, question.t, error)
+        return _pack({"error": f"{type(error).__name__}: {error}"}, RecordDict()), False
 
 
 def _pack(head: dict[str, object], content: RecordDict) -> bytes:

@@ -121,9 +121,16 @@ def _first_free(out: Path) -> int:
 
 
 def submit(role: CloudRole, config: RunConfig, files: RunFiles, home: Path) -> int:
-    """Hand a run in to a cloud that is up; its id."""
+    """Hand a run in to a cloud that is up; its id.
+
+    Raises:
+        ConfigError: A run is at work there: its edges serve one at a time.
+    """
     flwr = Flwr(home)
     flwr.connect("cloud", role.superlink, role.authority)
+    busy = [run.run_id for run in flwr.runs("cloud") if not run.over]
+    if busy:
+        raise ConfigError(f"run {busy[0]} is at work there; wait for its end, or hffm stop it")
     changed = {
         **config.to_flwr(), "paths.out": str(files.root.resolve()),
         "deploy.tier": "sim" if config.flat else "cloud",

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -91,12 +92,15 @@ class Machines:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def submit(self, out: str) -> str:
+    def submit(self, out: str, *words: str) -> str:
         """Hand a run in, as soon as the cloud takes one."""
-        until = time.monotonic() + PATIENCE_S
-        while "keys registered" not in self.log("cloud") and time.monotonic() < until:
-            time.sleep(0.2)
-        return self.hffm("submit", "cloud.toml", "run.toml", "--out", out)
+        self.until("cloud", "keys registered", 1)
+        return self.hffm("submit", "cloud.toml", "run.toml", "--out", out, *words)
+
+    def result(self, out: str) -> dict[str, Any]:
+        """Of a run that has ended."""
+        found: dict[str, Any] = json.loads(self.wait_for(out, "result.json").read_text())
+        return found
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
@@ -111,6 +115,18 @@ class Machines:
             time.sleep(0.2)
         assert file.exists(), self.logs()
         return file
+
+    def until(self, name: str, words: str, times: int) -> None:
+        """Wait until a role has said so often enough."""
+        until = time.monotonic() + PATIENCE_S
+        while self.log(name).count(words) < times and time.monotonic() < until:
+            time.sleep(0.2)
+        assert self.log(name).count(words) >= times, self.logs()
+
+    def superlink(self, name: str) -> psutil.Process:
+        """The role's ``flower-superlink``."""
+        below = self.started[name].children(recursive=True)
+        return next(p for p in below if any("flower-superlink" in w for w in p.cmdline()))
 
     def left(self) -> list[psutil.Process]:
         found = []
@@ -136,8 +152,7 @@ def test_a_tree_of_roles(machines: Machines) -> None:
     machines.start("device-1", "edge-0", "device-0", "cloud")
     assert "handed in" in machines.submit("first")
     machines.hffm("run", "run.toml", "--out", "simulated", "--actors", "1")
-    result = json.loads(machines.wait_for("first", "result.json").read_text())
-    assert result["status"] == "finished", result
+    assert machines.result("first")["status"] == "finished", machines.logs()
     edge = machines.wait_for("edge", "0", "edges", "0.safetensors")
     simulated = machines.folder / "simulated"
     cloud = machines.folder / "first" / "model.safetensors"
@@ -152,12 +167,30 @@ def test_a_tree_of_roles(machines: Machines) -> None:
         below.run("guard", {})
     assert "refused POST b'/v1/control/list-runs'" in machines.log("cloud")
 
+    machines.submit("other", "--seed", "9")
+    assert "edge 0: its seed 1, here 9" in machines.result("other")["reason"]
     machines.submit("second")
+    with pytest.raises(AssertionError, match=r"run \d+ is at work there"):
+        machines.submit("too soon")
+    machines.wait_for("second", "ledger.jsonl")
     machines.hffm("stop", "cloud.toml")
+    assert machines.result("second")["status"] != "finished"
+    machines.submit("third")  # the edge leaves the run that was stopped
+    assert machines.result("third")["status"] == "finished"
+    assert (machines.folder / "third" / "model.safetensors").read_bytes() == cloud.read_bytes()
     said = machines.hffm("status", "cloud.toml")
     assert "finished:completed" in said
     assert "finished:stopped" in said
     assert "1 of 1 edges online" in said
+
+    machines.submit("fourth")
+    machines.wait_for("fourth", "ledger.jsonl")
+    lives = machines.log("cloud").count("keys registered")
+    machines.superlink("cloud").kill()
+    machines.wait_for("fourth", "result.json")
+    machines.until("cloud", "keys registered", lives + 1)
+    machines.submit("fifth")
+    assert machines.result("fifth")["status"] == "finished"
 
     for number, name in zip(
         (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGINT), machines.started,

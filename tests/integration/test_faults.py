@@ -330,7 +330,7 @@ class ProfileApp(RecordingApp):
     ("changes", "why"),
     [
         ({"version": "0.0.1 (protocol 0)"}, "device 3: its version 0.0.1 (protocol 0), here"),
-        ({"fingerprint": "beef"}, "device 3: its settings beef, here"),
+        ({"settings": {"seed": 99}}, "device 3: its d2d.accuracy None, here 0.01"),
         ({"index": 2}, "device index 2 is taken by another node"),
         ({"layout": {"head/tiny-vqa/out.bias": "float32[9]"}}, "is float32[9], but float32[4]"),
     ],

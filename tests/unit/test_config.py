@@ -162,21 +162,22 @@ def test_a_config_is_frozen() -> None:
         config.tree.edges = 3  # type: ignore[misc]
 
 
-def test_the_fingerprint_is_of_what_nodes_share() -> None:
+def test_settings_are_shared_but_for_places_and_hardware() -> None:
     config = RunConfig()
-    print_ = config.fingerprint()
+    shared = config.shared()
     own = config.with_values(
         paths__out="/a", paths__cache="/b", paths__state="/c", simulation__actors=3,
         simulation__gpus_per_actor=0.5, train__device="cpu",
     )  # fmt: skip
-    assert own.fingerprint() == print_ == RunConfig.from_flwr(config.to_flwr()).fingerprint()
+    assert own.shared() == shared == RunConfig.from_flwr(config.to_flwr()).shared()
     changes: list[dict[str, object]] = [
         {"seed": 2}, {"rounds": 13}, {"method": "star"}, {"tree__edges": 2},
         {"data__alpha": 0.6}, {"model__adapter_rank": 8}, {"train__precision": "fp32"},
         {"server__modules": "head/*=edge"}, {"data__tasks": "watch7"},
     ]  # fmt: skip
-    prints = {config.with_values(**change).fingerprint() for change in changes}
-    assert len(prints | {print_}) == len(changes) + 1
+    for change in changes:
+        other = config.with_values(**change).shared()
+        assert len(other.items() - shared.items()) == 1
 
 
 def test_the_cache_is_the_named_folder_else_the_environments_else_the_users(

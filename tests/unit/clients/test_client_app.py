@@ -59,7 +59,7 @@ def test_profile(tiny: RunConfig) -> None:
     own = Device(tiny, DEVICE, torch.device("cpu")).profile
     assert answer == {
         "version": f"{__version__} (protocol 1)",
-        "fingerprint": tiny.fingerprint(),
+        "settings": json.loads(json.dumps(tiny.shared())),
         "index": DEVICE,
         "modalities": list(own.modalities),
         "tasks": dict(own.tasks),
@@ -73,12 +73,12 @@ def test_profile(tiny: RunConfig) -> None:
 
 
 def test_profile_tells_other_settings_but_not_other_places(tiny: RunConfig) -> None:
-    def fingerprint(config: RunConfig) -> object:
+    def settings(config: RunConfig) -> object:
         raw = ask(config, "query.profile", t=0).config_records["profile"]["json"]
-        return json.loads(str(raw))["fingerprint"]
+        return json.loads(str(raw))["settings"]
 
-    assert fingerprint(tiny) == fingerprint(tiny.with_values(paths__state="/elsewhere"))
-    assert fingerprint(tiny) != fingerprint(tiny.with_values(train__batch_size=3))
+    assert settings(tiny) == settings(tiny.with_values(paths__state="/elsewhere"))
+    assert settings(tiny) != settings(tiny.with_values(train__batch_size=3))
 
 
 def test_initial_modules_and_digests(tiny: RunConfig) -> None:

@@ -18,7 +18,7 @@ from strategies.grids import ClusterGrid
 from strategies.registration import Registered, initial_modules, register, wait_for_nodes
 from tests.support.memory import KEYS, A, Device, H, MemoryGrid, P, module, same
 
-VERSION, SETTINGS = "0.1 (protocol 1)", "abc"
+VERSION, SETTINGS = "0.1 (protocol 1)", {"seed": 1, "rounds": 3}
 START: ModularState = {A: module(1, 2), H: module(3), P: module(4)}
 
 
@@ -34,7 +34,7 @@ def answers(
     def device(message: Message) -> Message:
         if message.metadata.message_type == "query.profile":
             raw: dict[str, Any] = {
-                "version": VERSION, "fingerprint": SETTINGS, "index": index,
+                "version": VERSION, "settings": SETTINGS, "index": index,
                 "modalities": ["image"], "tasks": {"watch7": 5}, "wanted": ["watch7"],
                 "tests": {"watch7": 2}, "layout": shapes({k: state[k] for k in keys}),
             }  # fmt: skip
@@ -60,7 +60,7 @@ def answers(
 
 def enlist(devices: dict[int, Device]) -> tuple[dict[int, Registered], dict[int, str]]:
     grid = ClusterGrid(MemoryGrid(devices), list(devices), poll_s=0.001)
-    return register(grid, list(devices), version=VERSION, fingerprint=SETTINGS, deadline_s=0.05)
+    return register(grid, list(devices), version=VERSION, settings=SETTINGS, deadline_s=0.05)
 
 
 def begin(
@@ -96,7 +96,10 @@ def edit(**values: object) -> Callable[[dict[str, Any]], object]:
             answers(1, change=edit(version="0.0 (protocol 0)")),
             f"device 1: its version 0.0 (protocol 0), here {VERSION}",
         ),
-        (answers(1, change=edit(fingerprint="xyz")), "device 1: its settings xyz, here abc"),
+        (
+            answers(1, change=edit(settings={"seed": 2, "rounds": 3})),
+            "device 1: its seed 2, here 1",
+        ),
         (answers(1, change=lambda raw: raw.pop("version")), "its version None, here"),
         (answers(0, (A,)), "device index 0 is taken by another node"),
         (
