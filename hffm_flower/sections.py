@@ -57,7 +57,8 @@ class ModelConfig(Section):
 
     backbone: str = "minilm-fusion"
     encoders: Words = Field(
-        ("image=lite0", "text=minilm", "sensor=patches"), description="modality=encoder"
+        ("image=lite0", "text=minilm", "sensor=patches", "audio=speech"),
+        description="modality=encoder",
     )
     weights: Literal["pretrained", "random"] = Field(
         "pretrained", description="frozen weights: pretrained, or random as a baseline"

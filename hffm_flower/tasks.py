@@ -68,6 +68,18 @@ TASKS: Final[Mapping[str, TaskSpec]] = {
         ),
         chance=1 / 7,
     ),
+    "digits10": TaskSpec(
+        dataset="digits",
+        head="classification",
+        inputs={"audio": "audio"},
+        required=("audio",),
+        optional=(),
+        answers=(
+            *("zero", "one", "two", "three", "four"),
+            *("five", "six", "seven", "eight", "nine"),
+        ),
+        chance=0.1,
+    ),
     "easyvqa-box": TaskSpec(
         dataset="easy-vqa-box",
         head="box",

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hffm_flower.assets import verify_assets
+from hffm_flower.assets import ASSETS, is_installed, verify_assets
 from hffm_flower.config import RunConfig
 
 NEEDED = {
@@ -49,14 +49,17 @@ def doctor_command() -> None:
                 row(package, False, f"pip install 'hffm-flower{suffix}' -c constraints.txt")
     row("accelerator", *_accelerator())
     for name, good, detail in verify_assets():
-        row(f"asset {name}", good, detail)
+        if good or is_installed(name) or ASSETS[name].extra in NEEDED:
+            row(f"asset {name}", good, detail)
+        else:
+            table.add_row(f"asset {name}", "[yellow]optional[/]", escape(detail))
     cache = RunConfig().cache_dir()
     row("cache folder", *_cache(cache))
     console.print(table)
     if bad:
         console.print(f"[red]{bad} missing[/]")
         raise typer.Exit(1)
-    console.print("all there: [bold]hffm run --smoke[/] takes under a minute")
+    console.print("all that is needed is there: [bold]hffm run --smoke[/] takes under a minute")
 
 
 def _accelerator() -> tuple[bool, str]:

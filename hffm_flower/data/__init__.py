@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from hffm_flower.data.dataset import Dataset, DatasetFactory, Item
+from hffm_flower.data.digits import Digits
 from hffm_flower.data.easyvqa import EasyVqa, EasyVqaBox
 from hffm_flower.data.emoji import EmojiVqa
 from hffm_flower.data.watch import Watch
@@ -14,6 +15,7 @@ from hffm_flower.tasks import TASKS, TaskSpec
 __all__ = ["DATASETS", "TASKS", "Dataset", "DatasetFactory", "Item", "TaskSpec"]
 
 DATASETS: Final[Mapping[str, DatasetFactory]] = {
+    "digits": Digits,
     "easy-vqa": EasyVqa,
     "easy-vqa-box": EasyVqaBox,
     "emoji-vqa": EmojiVqa,

@@ -93,5 +93,7 @@ def assets_of(config: RunConfig) -> set[str]:
     from hffm_flower.models.backbones import BACKBONES
 
     needed = {a for task in config.data.tasks for a in DATASETS[TASKS[task].dataset].assets}
-    needed |= {a for name in config.encoder_names().values() for a in ENCODERS[name].assets}
+    read = {m for task in config.data.tasks for m in TASKS[task].inputs}
+    served = config.encoder_names().items()
+    needed |= {a for m, name in served if m in read for a in ENCODERS[name].assets}
     return needed | set(BACKBONES[config.model.backbone].assets)

@@ -18,7 +18,7 @@ from hffm_flower.data.dataset import Indices, Item, Split
 from hffm_flower.data.partition import Partition, partition
 from hffm_flower.errors import ConfigError
 
-ALL = ("image", "sensor", "text")
+ALL = ("audio", "image", "sensor", "text")
 SIZES = {"train": 300, "test": 90}
 
 
@@ -99,7 +99,7 @@ def check(p: Partition, sizes: dict[str, dict[str, int]]) -> None:
     full_share=st.floats(0, 1),
     counts=st.tuples(st.integers(1, 4), st.integers(1, 4)).map(sorted),
     alpha=st.sampled_from([0.3, 1.0, 100.0]),
-    serve=st.sampled_from([ALL, ("image", "sensor")]),
+    serve=st.sampled_from([ALL, ("audio", "image", "sensor")]),
 )
 def test_laws(**kwargs: Any) -> None:
     counts, serve, tasks = kwargs.pop("counts"), kwargs.pop("serve"), kwargs["tasks"]

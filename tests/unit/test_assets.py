@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 
 from hffm_flower.assets import ASSETS, asset_root, tree_hash, verify_assets
+from hffm_flower.config import RunConfig
 from hffm_flower.data.dataset import Item
 from hffm_flower.data.watch import Watch
 from hffm_flower.errors import AssetError
 from hffm_flower.models.encoders import ENCODERS
+from hffm_flower.session.preflight import assets_of
 
 
 def copy_of(name: str, into: Path) -> Path:
@@ -82,6 +84,13 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(AssetError, match=r"easy-vqa is not installed.*hffm-flower\[device\]"):
         asset_root("easy-vqa")
     assert not any(ok for _, ok, _ in verify_assets())
+
+
+def test_a_run_needs_the_assets_of_what_its_tasks_read() -> None:
+    audio = {"speech-embedding", "espeak-ng"}
+    assert assets_of(RunConfig()) == ASSETS.keys() - audio
+    sound = assets_of(RunConfig().with_values(data__tasks="digits10"))
+    assert sound == audio | {"minilm"}  # MiniLM: the backbone
 
 
 def test_tree_hash_sees_names_and_contents_but_not_byte_code(tmp_path: Path) -> None:

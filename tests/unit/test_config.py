@@ -125,7 +125,7 @@ def test_tasks_and_encoders_are_checked() -> None:
     for wrong in ("image", "=lite0", "image=", "image=a image=b"):
         assert "not of the form modality=encoder" in refused(model__encoders=wrong)
     assert RunConfig().encoder_names() == {
-        "image": "lite0", "text": "minilm", "sensor": "patches"
+        "image": "lite0", "text": "minilm", "sensor": "patches", "audio": "speech"
     }  # fmt: skip
 
 

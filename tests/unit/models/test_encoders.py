@@ -36,12 +36,21 @@ def window(seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     return np.random.default_rng(seed).standard_normal((150, 6)).astype(np.float32)
 
 
+def clip(seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """1.5 s of a tone in noise, between -1 and 1."""
+    tone = np.sin(2 * np.pi * (150 + 90 * seed) * np.arange(24_000) / 16_000)
+    noise = np.random.default_rng(seed).uniform(-0.2, 0.2, 24_000)
+    return (0.6 * tone + noise).astype(np.float32)
+
+
 def items(modality: str, count: int) -> list[Item]:
     if modality == "text":
         words = ["Is this", "a red", "shape?", "what", "ONE", "banana", "here"]
         return [text_item(" ".join(words[i % 7 : 1 + i % 5 + i % 7])) for i in range(count)]
-    make: Callable[[int], RawInput] = picture if modality == "image" else window
-    return [Item(f"{i:064x}", partial(make, i)) for i in range(count)]
+    makers: dict[str, Callable[[int], RawInput]] = {
+        "image": picture, "sensor": window, "audio": clip
+    }  # fmt: skip
+    return [Item(f"{i:064x}", partial(makers[modality], i)) for i in range(count)]
 
 
 def equal(left: dict[str, Tokens], right: dict[str, Tokens], rows: Sequence[int]) -> bool:
@@ -112,8 +121,8 @@ def test_names_and_fingerprints_load_no_weights() -> None:
         "import sys, torch\n"
         "from hffm_flower.models.encoders import ENCODERS\n"
         "for e in ENCODERS.values(): e('pretrained', 0, torch.device('cpu')).fingerprint()\n"
-        "print(sorted({'transformers', 'tokenizers', 'efficientnet_lite_pytorch'}"
-        " & set(sys.modules)))"
+        "heavy = {'transformers', 'tokenizers', 'efficientnet_lite_pytorch', 'onnx', 'livekit'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -19,7 +19,7 @@ from hffm_flower.modules import ModularState, ModuleKey, digest
 from hffm_flower.tasks import TASKS
 from tests.support.tiny import examples, model_of, spec_of
 
-REAL = {"image": "lite0", "text": "minilm", "sensor": "patches"}
+REAL = {"image": "lite0", "text": "minilm", "sensor": "patches", "audio": "speech"}
 
 
 def subsets(task: str) -> list[tuple[str, ...]]:
