@@ -158,8 +158,8 @@ class EdgeGateway:
                 except Interrupted:
                     raise
                 except HffmError as error:
-                    log.exception("%s of edge round %d failed", question.kind, question.t)
                     reason = f"{type(error).__name__}: {error}"
+                    log.error("%s of edge round %d failed: %s", question.kind, question.t, reason)
                     self._answered = {asked: _pack({"error": reason}, RecordDict())}
             reply.put(self._answered[asked])
             heard = time.monotonic()
