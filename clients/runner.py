@@ -18,6 +18,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.link import Link, LinkLost, Refused, RunOver, Value
+from hffm_flower.errors import HffmError
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +130,10 @@ class NodeRunner:
         except (LinkLost, RunOver):
             raise
         except (Exception, SystemExit) as error:  # an app that fails is data for the server
-            log.exception("%s: the ClientApp raised", what)
-            reply = Message(Error(APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
+            unforeseen = not isinstance(error, HffmError)
+            reason = f"{type(error).__name__}: {error}"
+            log.error("%s: the ClientApp raised %s", what, reason, exc_info=unforeseen)
+            reply = Message(Error(APP_RAISED, reason), reply_to=message)
         seconds = time.monotonic() - began
         log.info("%s: answered in %.2f s", what, seconds)
         return reply, seconds

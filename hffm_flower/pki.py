@@ -16,8 +16,10 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Self
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hffm_flower.errors import ConfigError
@@ -105,7 +107,9 @@ class Authority:
         Raises:
             ValueError: The two cannot be read, or do not belong together.
         """
-        found, its_key = x509.load_pem_x509_certificate(cert), _read_key(key)
+        found, its_key = x509.load_pem_x509_certificate(cert), read_key(key)
+        if not isinstance(its_key, ec.EllipticCurvePrivateKey):
+            raise ValueError("the key is not on an elliptic curve")
         if its_key.public_key() != found.public_key():
             raise ValueError("key and certificate do not belong together")
         return cls(found, its_key)
@@ -205,11 +209,42 @@ def _general_name(text: str) -> x509.GeneralName:
     return x509.DNSName(text.lower())
 
 
-def _read_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
+def read_key(pem: bytes) -> PrivateKeyTypes:
+    """A private key for TLS, of any kind.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
     try:
-        key = serialization.load_pem_private_key(pem, password=None)
-    except TypeError as error:
+        return serialization.load_pem_private_key(pem, password=None)
+    except (TypeError, UnsupportedAlgorithm) as error:
         raise ValueError(str(error)) from error
+
+
+def read_supernode_key(content: bytes) -> ec.EllipticCurvePrivateKey:
+    """A SuperNode's private key.
+
+    Raises:
+        ValueError: It is not in OpenSSH form, not on an elliptic curve, or encrypted.
+    """
+    try:
+        key = serialization.load_ssh_private_key(content, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ValueError(f"is no OpenSSH key: {error}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError("the key is not on an elliptic curve")
+        raise ValueError("is not on an elliptic curve")
     return key
+
+
+def check_supernode_pub(content: bytes) -> None:
+    """Refuse what ``flwr supernode register`` cannot read.
+
+    Raises:
+        ValueError: It is no public key in OpenSSH form, or not on an elliptic curve.
+    """
+    try:
+        key = serialization.load_ssh_public_key(content)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ValueError(f"is no OpenSSH public key: {error}") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ValueError("is not on an elliptic curve")

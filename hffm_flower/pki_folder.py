@@ -1,4 +1,4 @@
-"""The folder of a test deployment's certificates: made, extended, looked through.
+"""The folder of a test deployment's certificates: made, extended.
 
 ```
 DIR/ca/        cert.pem  key.pem                           the authority; its key stays here
@@ -15,14 +15,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 
 from hffm_flower.errors import ConfigError, OutputError
 from hffm_flower.pki import (
@@ -40,8 +36,6 @@ from hffm_flower.pki import (
 CERT, KEY, CA_CERT = "cert.pem", "key.pem", "ca.pem"
 SUPERNODE_KEY, SUPERNODE_PUB = "supernode.key", "supernode.pub"
 PRIVATE = frozenset({KEY, SUPERNODE_KEY})
-SOON_DAYS = 14
-"""A certificate that ends within this time is pointed out [d]."""
 
 
 def create(
@@ -139,87 +133,6 @@ class _Staging:
             if old.exists():
                 os.rename(old, self.target)
             raise
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A certificate in a folder.
-
-    Attributes:
-        name: Folder.
-        subject: Whom it names.
-        names: DNS names and IP addresses of its holder.
-        until: When it ends.
-        days: How long it is still valid [d]; negative once it is not.
-        faults: Why it or its key must not be used; empty if it may.
-        node_key: Whether a SuperNode key lies beside it.
-    """
-
-    name: str
-    subject: str
-    names: tuple[str, ...]
-    until: datetime
-    days: float
-    faults: tuple[str, ...]
-    node_key: bool
-
-    @property
-    def soon(self) -> bool:
-        """Whether it ends within `SOON_DAYS`."""
-        return 0 <= self.days < SOON_DAYS
-
-
-def inspect(root: Path, now: datetime | None = None) -> list[Found]:
-    """All certificates of a folder, the authority's first.
-
-    Raises:
-        ConfigError: There is none, or one cannot be read.
-    """
-    now = now or datetime.now(UTC)
-    authority = _certificate(root / CA)
-    folders = sorted(p.parent for p in root.glob(f"*/{CERT}") if p.parent.name != CA)
-    found = []
-    for folder in (root / CA, *folders):
-        cert = _certificate(folder)
-        names: list[object] = []
-        with suppress(x509.ExtensionNotFound):
-            extension = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-            names = [n.value for n in extension.value]
-        found.append(
-            Found(
-                name=folder.name,
-                subject=cert.subject.rfc4514_string(),
-                names=tuple(map(str, names)),
-                until=cert.not_valid_after_utc,
-                days=(cert.not_valid_after_utc - now).total_seconds() / 86400,
-                faults=tuple(_faults(folder, cert, authority, now)),
-                node_key=(folder / SUPERNODE_KEY).exists(),
-            )
-        )
-    return found
-
-
-def _faults(
-    folder: Path, cert: x509.Certificate, authority: x509.Certificate, now: datetime
-) -> Iterator[str]:
-    if now >= cert.not_valid_after_utc:
-        yield "expired"
-    if now < cert.not_valid_before_utc:
-        yield "not valid yet"
-    try:
-        cert.verify_directly_issued_by(authority)
-    except (InvalidSignature, ValueError, TypeError):
-        yield "not signed by this authority"
-    for name in sorted(PRIVATE):
-        if (folder / name).exists() and (folder / name).stat().st_mode & 0o077:
-            yield f"{name} can be read by others"
-
-
-def _certificate(folder: Path) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate((folder / CERT).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder} holds no certificate that can be read: {error}") from error
 
 
 def _authority(root: Path) -> Authority:

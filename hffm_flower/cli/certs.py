@@ -76,7 +76,7 @@ def show_command(folder: Folder) -> None:
 
 def _show(folder: Path) -> bool:
     """Print the table; whether all is well."""
-    from hffm_flower.pki_folder import inspect
+    from hffm_flower.pki_inspect import inspect
 
     console = Console()
     table = Table(title=escape(str(folder)))

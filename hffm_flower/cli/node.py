@@ -142,14 +142,9 @@ def _certificates(content: bytes | None) -> bytes | None:
 def _private_key(content: bytes | None) -> ec.EllipticCurvePrivateKey | None:
     if content is None:
         return None
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+    from hffm_flower.pki import read_supernode_key
 
     try:
-        key = load_ssh_private_key(content, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"--auth-supernode-private-key is no OpenSSH key: {error}") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError("--auth-supernode-private-key is not on an elliptic curve")
-    return key
+        return read_supernode_key(content)
+    except ValueError as error:
+        raise ConfigError(f"--auth-supernode-private-key {error}") from error

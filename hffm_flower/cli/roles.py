@@ -13,7 +13,7 @@ from rich.markup import escape
 
 if TYPE_CHECKING:
     from hffm_flower.config import RunConfig
-    from hffm_flower.session.roles import Role
+    from hffm_flower.session.role import Role
 
 RoleFile = Annotated[
     Path, typer.Argument(metavar="ROLE.toml", help="What this machine is; see docs/deploying.md.")

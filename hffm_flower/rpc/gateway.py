@@ -196,8 +196,9 @@ def _answered(answer: Callable[[Question], RecordDict], question: Question) -> t
     except (Interrupted, Superseded):
         raise
     except HffmError as error:
-        log.error("%s of edge round %d: %s", question.kind, question.t, error)
-        return _pack({"error": f"{type(error).__name__}: {error}"}, RecordDict()), False
+        reason = f"{type(error).__name__}: {error}"
+        log.error("%s of edge round %d failed: %s", question.kind, question.t, reason)
+        return _pack({"error": reason}, RecordDict()), False
 
 
 def _pack(head: dict[str, object], content: RecordDict) -> bytes:

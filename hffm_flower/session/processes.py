@@ -13,14 +13,16 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import psutil
 
+from hffm_flower.errors import ConfigError, HffmError
 from hffm_flower.session.bundle import QUIET, search_path
+from hffm_flower.session.echo import Echo
 from hffm_flower.session.watchdog import MARK, sweep
 from hffm_flower.session.worker import hurried
 
@@ -32,6 +34,10 @@ GRACE_S = 8.0
 """How long programs may take to leave once asked to [s]."""
 FIRST_RETRY_S = 1.0
 """Wait before a program that died is started again; doubles each time [s]."""
+LONGEST_RETRY_S = 60.0
+"""The longest such wait [s]."""
+BAD_INPUT = 2
+"""Exit code of a program that cannot work with what it was given; trying again is no use."""
 STEADY_S = 120.0
 """A program that has lived so long is forgiven its earlier deaths [s]."""
 
@@ -61,7 +67,7 @@ class _Entry:
     deaths: int = 0
     again: float | None = None
     given_up: bool = False
-    starts: int = field(default=1)
+    starts: int = 1
 
 
 class Processes:
@@ -76,6 +82,7 @@ class Processes:
         self.logs = logs
         self._extra = dict(environment or {})
         self._entries: dict[str, _Entry] = {}
+        self._echoes: dict[str, Echo] = {}
         self._mark = uuid.uuid4().hex
 
     def __enter__(self) -> Self:
@@ -112,13 +119,17 @@ class Processes:
 
     def _begin(self, program: Program) -> subprocess.Popen[bytes]:
         with contextlib.ExitStack() as stack:
-            out = None
+            out, errors = None, subprocess.PIPE
             if self.logs is not None:
                 out = stack.enter_context((self.logs / f"{program.name}.log").open("ab"))
-            return subprocess.Popen(
+                errors = subprocess.STDOUT
+            process = subprocess.Popen(
                 program.argv, cwd=self.scratch, env=self.environment, stdin=subprocess.DEVNULL,
-                stdout=out, stderr=out, start_new_session=True,
+                stdout=out, stderr=errors, start_new_session=True,
             )  # fmt: skip
+        if process.stderr is not None:
+            self._echoes[program.name] = Echo(process.stderr)
+        return process
 
     def look_after(self) -> None:
         """Start again what has died, a few times; call it about twice a second."""
@@ -136,11 +147,11 @@ class Processes:
     def _died(self, entry: _Entry, now: float) -> None:
         name, code = entry.program.name, entry.process.returncode
         entry.deaths = 1 if now - entry.since > STEADY_S else entry.deaths + 1
-        if entry.deaths > entry.program.restarts:
+        if entry.deaths > entry.program.restarts or code == BAD_INPUT:
             entry.given_up = True
             log.error("%s died (code %d) and is given up: %s", name, code, self.tail(name))
             return
-        wait_s = FIRST_RETRY_S * 2 ** (entry.deaths - 1)
+        wait_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2 ** (entry.deaths - 1))
         entry.again = now + wait_s
         log.warning("%s died (code %d); started again in %.0f s", name, code, wait_s)
 
@@ -151,6 +162,14 @@ class Processes:
     def given_up(self, name: str) -> bool:
         """Whether a program has died for good."""
         return name in self._entries and self._entries[name].given_up
+
+    def loss(self, name: str) -> HffmError:
+        """Why a program was given up: its input was bad, or it died too often."""
+        code = self._entries[name].process.returncode
+        why = self.tail(name, 1).removeprefix("error: ") or "it left no message"
+        if code == BAD_INPUT:
+            return ConfigError(f"{name} cannot work as it is set: {why}")
+        return HffmError(f"{name} cannot be kept alive, it died with code {code}: {why}")
 
     def starts(self, name: str) -> int:
         """How often a program has been started."""
@@ -176,13 +195,15 @@ class Processes:
         return found
 
     def text(self, name: str) -> str:
-        """What a program has printed."""
+        """What a program has printed to its log."""
         if self.logs is None or not (self.logs / f"{name}.log").exists():
             return ""
         return (self.logs / f"{name}.log").read_text(encoding="utf-8", errors="replace")
 
     def tail(self, name: str, lines: int = 3) -> str:
-        """Last words of a program."""
+        """Last words of a program, also without a log."""
+        if name in self._echoes:
+            return " | ".join(self._echoes[name].last()[-lines:])
         return " | ".join(self.text(name).rstrip().split("\n")[-lines:])
 
     def end(self) -> None:
@@ -205,6 +226,8 @@ class Processes:
             sweep(self._mark)
             for entry in self._entries.values():
                 entry.process.wait()
+            for echo in self._echoes.values():
+                echo.last()
             shutil.rmtree(self.scratch, ignore_errors=True)
             stdin = self._watchdog.stdin
             if stdin is not None:

@@ -7,133 +7,28 @@ loopback, always; what others reach is the guard, at ``listen``.
 from __future__ import annotations
 
 import glob
-import re
+import os
 import sys
-import tomllib
 from pathlib import Path
-from typing import ClassVar, Self, TypeVar
+from typing import Any, ClassVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from hffm_flower.errors import ConfigError
-from hffm_flower.pki_folder import CA_CERT, CERT, KEY, SUPERNODE_KEY
-from hffm_flower.sections import Section, Words
+from hffm_flower.pki import check_supernode_pub
+from hffm_flower.pki_folder import CA_CERT, CERT, KEY, SUPERNODE_KEY, SUPERNODE_PUB
+from hffm_flower.sections import Words
 from hffm_flower.session.bundle import DEVICE, PROXY, program
 from hffm_flower.session.processes import HFFM, Program
-
-ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})")
-LOOPBACK = re.compile(r"(127(\.\d{1,3}){3}|localhost|\[::1\]):\d+")
-
-SomeRole = TypeVar("SomeRole", bound="Role")
-
-
-class Role(Section):
-    """What all machines have: certificates, or the word that there are none."""
-
-    what: ClassVar[str] = ""
-    loopback: ClassVar[tuple[str, ...]] = ()
-    addresses: ClassVar[tuple[str, ...]] = ()
-    paths: ClassVar[tuple[str, ...]] = ("certificates",)
-    files: ClassVar[tuple[str, ...]] = (CA_CERT,)
-
-    certificates: str = Field("", description="this machine's folder, made by hffm certs")
-    insecure: bool = Field(False, description="no TLS and no keys: only on a machine of your own")
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read and check a role's file.
-
-        Raises:
-            ConfigError: It cannot be read, or a value in it cannot work.
-        """
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the role {str(path)!r}: {error}") from error
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path} is not valid TOML: {error}") from error
-        try:
-            return cls.made(table, path.resolve().parent)
-        except ConfigError as error:
-            raise type(error)(f"{path}: {error}", key=error.key) from error
-
-    @classmethod
-    def made(cls, table: dict[str, object], base: Path) -> Self:
-        """Check a role whose paths are relative to ``base``.
-
-        Raises:
-            ConfigError: A value cannot work.
-        """
-        names = sorted(f.alias or n for n, f in cls.model_fields.items())
-        for name in table:
-            if name not in names and name.replace("_", "-") not in names:
-                raise ConfigError(
-                    f"{name}: unknown setting of {cls.what}; allowed: {', '.join(names)}", key=name
-                )
-        try:
-            role = cls.model_validate(table)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            raise ConfigError(f"{key}: {first['msg']}", key=key) from error
-        updates: dict[str, object] = {}
-        for name in cls.paths:
-            value = getattr(role, name)
-            if isinstance(value, tuple):
-                updates[name] = tuple(str(base / Path(v).expanduser()) for v in value)
-            elif value:
-                updates[name] = str(base / Path(value).expanduser())
-        role = role.model_copy(update=updates)
-        role.check()
-        return role
-
-    def check(self) -> None:
-        """Refuse addresses and certificates that cannot work."""
-        for name in (*self.addresses, *self.loopback):
-            value = getattr(self, name)
-            match = ADDRESS.fullmatch(value)
-            key = name.replace("_", "-")
-            if value and (match is None or not 0 < int(match[2]) < 65536):
-                raise ConfigError(f"{key}: {value!r} is not of the form HOST:PORT", key=key)
-            if name in self.loopback and not LOOPBACK.fullmatch(value):
-                raise ConfigError(
-                    f"{key}: {value!r} is not on loopback (127.0.0.1:PORT), where it must be: it "
-                    "takes orders from everyone who reaches it",
-                    key=key,
-                )
-        if self.insecure and self.certificates:
-            raise ConfigError("insecure: goes with no certificates; leave one out", key="insecure")
-        if not self.insecure and not self.certificates:
-            raise ConfigError(
-                "certificates: name this machine's folder (hffm certs make), or say "
-                "'insecure = true' (--insecure)",
-                key="certificates",
-            )
-        for file in self.files if self.certificates else ():
-            if not (Path(self.certificates) / file).is_file():
-                raise ConfigError(
-                    f"certificates: {self.certificates!r} holds no {file}; it is made by hffm "
-                    f"certs for {self.what}",
-                    key="certificates",
-                )
-
-    @property
-    def folder(self) -> Path | None:
-        """Folder of the certificates."""
-        return Path(self.certificates) if self.certificates else None
-
-    @property
-    def authority(self) -> Path | None:
-        """Certificate of the authority; None without TLS."""
-        return self.folder / CA_CERT if self.folder else None
+from hffm_flower.session.role import LARGEST_INDEX, Role, home
 
 
 class LinkRole(Role):
     """A machine with a SuperLink: what is below it reaches the guard at ``listen``."""
 
     loopback: ClassVar[tuple[str, ...]] = ("superlink",)
-    addresses: ClassVar[tuple[str, ...]] = ("listen",)
-    paths: ClassVar[tuple[str, ...]] = ("certificates", "nodes", "database")
+    listens: ClassVar[tuple[str, ...]] = ("listen",)
+    paths: ClassVar[tuple[str, ...]] = ("certificates", "database")
     files: ClassVar[tuple[str, ...]] = (CA_CERT, CERT, KEY)
 
     listen: str = Field("0.0.0.0:8000", description="the guard, which the nodes below reach")
@@ -141,19 +36,34 @@ class LinkRole(Role):
     nodes: Words = Field((), description="public keys of the nodes below, *.pub, to register")
     database: str = Field("", description="file of the SuperLink's state; empty: memory")
 
-    def public_keys(self) -> list[Path]:
-        """Public keys to register.
+    def placed(self, base: Path) -> dict[str, Any]:
+        """Paths as seen from anywhere; of ``nodes`` the files that its patterns name."""
+        keys = tuple(str(key) for pattern in self.nodes for key in _matches(base, pattern))
+        return {**super().placed(base), "nodes": keys}
 
-        Raises:
-            ConfigError: A pattern matches no file.
-        """
-        found: list[Path] = []
-        for pattern in self.nodes:
-            matches = sorted(glob.glob(pattern))
-            if not matches:
-                raise ConfigError(f"nodes: there is no file {pattern!r}", key="nodes")
-            found += [Path(m) for m in matches]
-        return found
+    def check(self) -> None:
+        """Refuse, besides, keys to register and a place for the state that cannot work."""
+        super().check()
+        for key in self.public_keys():
+            try:
+                check_supernode_pub(key.read_bytes())
+            except (OSError, ValueError) as error:
+                why = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else error
+                raise ConfigError(
+                    f"nodes: {str(key)!r} {why}; name the {SUPERNODE_PUB} of nodes (hffm certs)",
+                    key="nodes",
+                ) from error
+        state = Path(self.database)
+        if self.database and (not os.path.isdir(state.parent) or os.path.isdir(state)):
+            raise ConfigError(
+                f"database: {self.database!r} is not a file in a folder that exists; make "
+                "the folder, or leave the setting out",
+                key="database",
+            )
+
+    def public_keys(self) -> list[Path]:
+        """Public keys to register."""
+        return [Path(key) for key in self.nodes]
 
     def link_programs(self, name: str) -> list[Program]:
         """The SuperLink and its guard."""
@@ -172,6 +82,28 @@ class LinkRole(Role):
                  *([str(self.folder)] if self.folder else []))  # fmt: skip
         return [Program(f"{name}-superlink", link, last=True),
                 Program(f"{name}-guard", guard, last=True)]  # fmt: skip
+
+
+def _matches(base: Path, pattern: str) -> list[Path]:
+    """Files that a pattern names; what stands in ``base`` itself is no pattern.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    first, *rest = Path(pattern).parts or ("",)
+    user = first.startswith("~")
+    root, name = (home(first, "nodes"), str(Path(*rest))) if user else (base, pattern)
+    exact = [root / name] if os.path.isfile(root / name) else []
+    found = exact or sorted(
+        root / match for match in glob.glob(name, root_dir=root) if os.path.isfile(root / match)
+    )
+    if not found:
+        raise ConfigError(
+            f"nodes: there is no file {pattern!r} in {str(root)!r}; name public keys of nodes "
+            f"({SUPERNODE_PUB}, made by hffm certs)",
+            key="nodes",
+        )
+    return found
 
 
 class CloudRole(LinkRole):
@@ -215,12 +147,14 @@ class EdgeRole(LinkRole):
     """An edge: a SuperLink for its devices, and a node of the cloud."""
 
     what: ClassVar[str] = "an edge"
-    loopback: ClassVar[tuple[str, ...]] = ("superlink", "gateway")
-    addresses: ClassVar[tuple[str, ...]] = ("listen", "upstream", "stock_node")
+    loopback: ClassVar[tuple[str, ...]] = ("superlink", "gateway", "stock_node")
+    calls: ClassVar[tuple[str, ...]] = ("upstream",)
     paths: ClassVar[tuple[str, ...]] = (*LinkRole.paths, "config", "out", "state")
     files: ClassVar[tuple[str, ...]] = (CA_CERT, CERT, KEY, SUPERNODE_KEY)
 
-    index: int = Field(ge=0, description="which edge of the tree this is")
+    index: int = Field(
+        ge=0, le=LARGEST_INDEX, strict=True, description="which edge of the tree this is"
+    )
     upstream: str = Field(description="the cloud's guard")
     gateway: str = Field("127.0.0.1:8002", description="between the edge's two sides")
     stock_node: str = Field("", description="HOST:PORT on loopback: use flower-supernode")
@@ -246,10 +180,14 @@ class DeviceRole(Role):
 
     what: ClassVar[str] = "a device"
     paths: ClassVar[tuple[str, ...]] = ("certificates", "own_data")
-    addresses: ClassVar[tuple[str, ...]] = ("superlink", "peer_address", "stock_node")
+    loopback: ClassVar[tuple[str, ...]] = ("stock_node",)
+    listens: ClassVar[tuple[str, ...]] = ("peer_address",)
+    calls: ClassVar[tuple[str, ...]] = ("superlink",)
     files: ClassVar[tuple[str, ...]] = (CA_CERT, CERT, KEY, SUPERNODE_KEY)
 
-    index: int = Field(ge=0, description="which device of the run this is")
+    index: int = Field(
+        ge=0, le=LARGEST_INDEX, strict=True, description="which device of the run this is"
+    )
     superlink: str = Field(description="the guard of its edge")
     peer_address: str = Field("", description="where its peers reach it; empty: no peer channel")
     own_data: str = Field(
@@ -257,6 +195,22 @@ class DeviceRole(Role):
     )
     data: dict[str, object] = Field(default_factory=dict, description="see docs/own-data.md")
     stock_node: str = Field("", description="HOST:PORT on loopback: use flower-supernode")
+
+    def check(self) -> None:
+        """Refuse, besides, data of its own that nobody would read."""
+        super().check()
+        if self.own_data and not os.path.isfile(self.own_data):
+            raise ConfigError(
+                f"own-data: there is no file {self.own_data!r}; name a TOML file with "
+                "[data.<task>] tables, or leave the setting out",
+                key="own-data",
+            )
+        if self.data and not self.own_data:
+            raise ConfigError(
+                f"data: nothing reads [data.{min(self.data)}] unless own-data names its file, "
+                "which may be this one",
+                key="data",
+            )
 
     def node(self, name: str) -> Program:
         """The node towards its edge."""

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from hffm_flower.config import RunConfig
-from hffm_flower.errors import ConfigError, HffmError
+from hffm_flower.errors import ConfigError
 from hffm_flower.runfiles import RESULT, ROUNDS, RunFiles
 from hffm_flower.session.bundle import Flwr, shown, to_toml
 from hffm_flower.session.processes import Processes, Program, listening
-from hffm_flower.session.roles import CloudRole, DeviceRole, EdgeRole, LinkRole, Role
+from hffm_flower.session.role import Role
+from hffm_flower.session.roles import CloudRole, DeviceRole, EdgeRole, LinkRole
 from hffm_flower.session.tiers import EdgeRun, Link
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def _look_after(processes: Processes, tick: Callable[[], object]) -> NoReturn:
         tick()
         for name in processes.names():
             if processes.given_up(name):
-                raise HffmError(f"{name} cannot be kept alive")
+                raise processes.loss(name)
         time.sleep(TICK_S)
 
 

@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from hffm_flower.errors import ConfigError, OutputError
-from hffm_flower.pki import LONGEST_DAYS, Party, Role
-from hffm_flower.pki_folder import add, create, inspect
+from hffm_flower.pki import LONGEST_DAYS, SKEW, Party, Role
+from hffm_flower.pki_folder import add, create
+from hffm_flower.pki_inspect import inspect
 
 PARTIES = [
     Party.parse("cloud=cloud.example,10.0.0.1", Role.SERVER),
@@ -145,7 +146,8 @@ def test_ssl_refuses_an_expired_certificate(tmp_path: Path) -> None:
     with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
         handshake(root / "device-0", root / "device-1", "device-0")
     faults = {found.name: found.faults for found in inspect(root)}
-    assert faults.pop("device-0") == ("expired",)
+    (fault,) = faults.pop("device-0")
+    assert fault.startswith(f"expired on {datetime.now(UTC) - timedelta(days=1):%Y-%m-%d} ")
     assert set(faults.values()) == {()}
     add(root, PARTIES[2:3], force=True)
     assert handshake(root / "device-0", root / "device-1", "device-0") == "device-1"
@@ -270,14 +272,15 @@ def test_added_machines_end_with_the_authority_at_the_latest(tmp_path: Path) -> 
 
 
 def test_inspect_sees_open_keys_strangers_and_the_future(made: Path, tmp_path: Path) -> None:
-    root = tmp_path / "certs"
-    create(root, PARTIES, now=datetime.now(UTC) + timedelta(days=1))
+    root, later = tmp_path / "certs", datetime.now(UTC) + timedelta(days=1)
+    create(root, PARTIES, now=later)
     (root / "edge-0" / "key.pem").chmod(0o644)
     (root / "cloud" / "cert.pem").write_bytes((made / "cloud" / "cert.pem").read_bytes())
     faults = {f.name: f.faults for f in inspect(root)}
-    assert faults["device-0"] == ("not valid yet",)
-    assert faults["edge-0"] == ("not valid yet", "key.pem can be read by others")
-    assert faults["cloud"] == ("not signed by this authority",)
+    early = f"not valid before {later - SKEW:%Y-%m-%d %H:%M} UTC"
+    assert faults["device-0"] == (early,)
+    assert faults["edge-0"] == (early, "key.pem is open to others (mode 0644)")
+    assert faults["cloud"] == ("not signed by this authority", "key.pem does not fit cert.pem")
 
 
 def test_folders_without_an_authority(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Path("cloud.toml").write_text("insecure = true\n")
     Path("edge.toml").write_text('index = 0\ninsecure = true\nupstream = "h:1"\n')
     Path("device.toml").write_text('index = 3\ninsecure = true\nsuperlink = "h:2"\n')
+    Path("keyless.toml").write_text('insecure = true\nnodes = "none/*.pub"\n')
+    Path("wide.toml").write_text(Path("device.toml").read_text() + 'stock-node = "0.0.0.0:9094"\n')
     Path("open.toml").write_text('insecure = true\nsuperlink = "0.0.0.0:1"\n')
 
 
@@ -47,6 +49,8 @@ def hffm(
     (("cloud", "open.toml"), "open.toml: superlink: '0.0.0.0:1' is not on loopback"),
     (("edge", "cloud.toml"), "cloud.toml: index: Field required"),
     (("device", "edge.toml"), "upstream: unknown setting of a device; allowed: certificates, "),
+    (("cloud", "keyless.toml"), "keyless.toml: nodes: there is no file 'none/*.pub'"),
+    (("device", "wide.toml"), "wide.toml: stock-node: '0.0.0.0:9094' is not on loopback"),
     (("submit", "cloud.toml", "--set", "method=central"), "pools all data"),
     (("status", "open.toml"), "is not on loopback"),
     (("stop", "open.toml"), "is not on loopback"),
@@ -57,6 +61,7 @@ def test_bad_input_ends_with_code_2(
 ) -> None:  # fmt: skip
     code, said = hffm(monkeypatch, capsys, *words)
     assert (code, message in said) == (2, True), said
+    assert "Flower's own commands" not in said
 
 
 def test_an_address_that_is_taken_is_refused(

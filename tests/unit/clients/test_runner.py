@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from clients.link import LinkLost, Refused, RunFacts, RunOver
 from clients.runner import KEPT_RUNS, NodeRunner, Pace
-from hffm_flower.errors import ConfigError
+from hffm_flower.errors import ConfigError, ProtocolError
 from tests.support.fake_grid import FakeGrid
 
 NODE = 7
@@ -174,6 +174,17 @@ def test_an_app_that_fails_answers_with_code_2(
     serve(link, stop=stop, app=Odd(act))
     assert [(r.error.code, r.error.reason) for r in link.sent] == [(2, reason)] * 2
     assert link.sent[0].metadata.reply_to_message_id == "question of run 1"
+
+
+def test_only_the_unforeseen_is_logged_with_its_traceback(
+    stop: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    serve(FakeLink(stop, [question()]), stop=stop, app=Odd(fail(ProtocolError("not ours"))))
+    assert "the ClientApp raised ProtocolError: not ours" in caplog.text
+    assert "Traceback" not in caplog.text
+    stop.clear()
+    serve(FakeLink(stop, [question()]), stop=stop, app=Odd(fail(ValueError("too odd"))))
+    assert "Traceback" in caplog.text
 
 
 def test_a_bundle_that_cannot_be_read_is_answered_with_code_2(stop: threading.Event) -> None:

@@ -64,10 +64,14 @@ def test_another_question_of_the_same_kind_and_round_has_its_own_answer(edge: Ed
     assert edge.ask(question("b", run=8, t=1)) == "b 4"
 
 
-def test_a_refusal_says_why_and_the_service_goes_on(edge: Edge) -> None:
+def test_a_refusal_says_why_and_the_service_goes_on(
+    edge: Edge, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(ProtocolError, match="ModuleError: no such module"):
         edge.ask(question("nonsense"))
     assert edge.ask(question("a")) == "a 2"
+    assert "query.init of edge round 0 failed: ModuleError: no such module" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 def test_nobody_there_ends_by_the_deadline() -> None:

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
 import pytest
 
+from hffm_flower.errors import ConfigError
 from hffm_flower.session import processes as module
 from hffm_flower.session.processes import Processes, Program, free_addresses, listening
 
@@ -93,6 +95,58 @@ def test_the_dead_are_started_again_a_few_times(
         assert them.starts("short") == 3
         assert them.text("short").count("lived") == 3
         assert not them.running("short")
+
+
+@pytest.mark.parametrize("logs", [True, False])
+def test_bad_input_is_not_tried_again(
+    logs: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "import sys; print('error: no such key', file=sys.stderr); sys.exit(2)"
+    with Processes(tmp_path if logs else None) as them:
+        them.start(python("fussy", code, restarts=1000))
+        until(lambda: them.look_after() or them.given_up("fussy"))  # type: ignore[func-returns-value]
+        assert them.starts("fussy") == 1
+        loss = them.loss("fussy")
+    assert isinstance(loss, ConfigError)
+    assert str(loss) == "fussy cannot work as it is set: no such key"
+    assert ("error: no such key" in capsys.readouterr().err) is not logs
+
+
+def test_the_reason_of_one_that_died_too_often(tmp_path: Path) -> None:
+    with Processes(None) as them:
+        them.start(python("weak", "import sys; sys.exit('out of\\nluck')", restarts=0))
+        until(lambda: them.look_after() or them.given_up("weak"))  # type: ignore[func-returns-value]
+        loss = them.loss("weak")
+    assert not isinstance(loss, ConfigError)
+    assert str(loss) == "weak cannot be kept alive, it died with code 1: luck"
+
+
+def test_the_wait_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    now = [1000.0]
+    starts: list[float] = []
+    with Processes(tmp_path) as them:
+        monkeypatch.setattr(them, "_begin", lambda program: Dead())
+        monkeypatch.setattr("hffm_flower.session.processes.time.monotonic", lambda: now[0])
+        them.start(python("mayfly", "", restarts=5000))
+        for _ in range(3000):
+            them.look_after()
+            if them.starts("mayfly") > len(starts):
+                starts.append(now[0])
+            now[0] += 20
+        monkeypatch.undo()
+        them._entries.clear()
+    gaps = [b - a for a, b in pairwise(starts)]
+    assert len(starts) > 500
+    assert max(gaps) <= 100
+
+
+class Dead:
+    """A process that is dead at once."""
+
+    returncode = pid = 1
+
+    def poll(self) -> int:
+        return 1
 
 
 def test_temporary_files_go_with_the_tree(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hffm_flower.errors import HffmError
+from hffm_flower.pki import supernode_pair
 from hffm_flower.session import tiers
 from hffm_flower.session.bundle import Run
 from hffm_flower.session.roles import CloudRole
@@ -70,7 +71,7 @@ class World:
         monkeypatch.setattr("hffm_flower.session.tiers.time.monotonic", lambda: self.now)
         monkeypatch.setattr(tiers, "listening", lambda address: address in self.open)
         self.flwr, self.processes = Flwr(), Processes()
-        (folder / "a.pub").touch()
+        (folder / "a.pub").write_bytes(supernode_pair("a")[1])
         role = CloudRole.made({"insecure": True, "nodes": "*.pub"}, folder)
         self.link = Link("edge-0", role, self.processes, self.flwr)  # type: ignore[arg-type]
         self.run = EdgeRun(
