@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError, HffmError
-from hffm_flower.runfiles import RESULT, ROUNDS, RunFiles
+from hffm_flower.runfiles import HANDED_IN, RESULT, ROUNDS, RunFiles
 from hffm_flower.session.bundle import Flwr, shown, to_toml
 from hffm_flower.session.processes import Processes, Program, listening
 from hffm_flower.session.roles import CloudRole, DeviceRole, EdgeRole, LinkRole, Role
@@ -129,5 +129,9 @@ def submit(role: CloudRole, config: RunConfig, files: RunFiles, home: Path) -> i
         "deploy.tier": "sim" if config.flat else "cloud",
         "deploy.certificates": role.certificates, "deploy.insecure": role.insecure,
     }  # fmt: skip
-    (files.root / ROUNDS).unlink(missing_ok=True)  # the ServerApp takes the folder itself
-    return flwr.run("cloud", changed)
+    files.leave_to_app()
+    try:
+        return flwr.run("cloud", changed)
+    except BaseException:
+        (files.root / HANDED_IN).unlink(missing_ok=True)
+        raise
