@@ -86,7 +86,7 @@ class Doorkeeper:
         self._decoder.shutdown()
 
     async def _receive(self, requests: Chunks) -> None:
-        first = await self._next(requests)
+        first = await _next(requests, self._limits.opening_s)
         if not isinstance(first, pb.Opening):
             raise Refused(Verdict.MALFORMED, "the first chunk is no opening")
         header, envelope = parse_header(first)
@@ -137,7 +137,7 @@ class Doorkeeper:
         size, tag = header.size, tag_for(header, key)
         payload = self._buffers.take(size)
         came = 0
-        while (data := await self._next(requests)) is not END:
+        while (data := await _next(requests, self._limits.stall_s)) is not END:
             if not isinstance(data, memoryview) or not data:
                 raise Refused(Verdict.MALFORMED, "a chunk without data")
             start, came = came, came + len(data)
@@ -150,9 +150,10 @@ class Doorkeeper:
         check_tag(header, tag)
         return payload
 
-    async def _next(self, requests: Chunks) -> Incoming | object:
-        try:
-            async with asyncio.timeout(self._limits.stall_s):
-                return await anext(requests, END)
-        except TimeoutError:
-            raise Refused(Verdict.TRUNCATED, f"nothing came for {self._limits.stall_s} s") from None
+
+async def _next(requests: Chunks, limit_s: float) -> Incoming | object:
+    try:
+        async with asyncio.timeout(limit_s):
+            return await anext(requests, END)
+    except TimeoutError:
+        raise Refused(Verdict.TRUNCATED, f"nothing came for {limit_s} s") from None

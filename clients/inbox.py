@@ -35,13 +35,15 @@ class Limits:
         message_bytes: Largest payload of a message.
         buffered_bytes: Payloads held at once, read or being read; at least one message.
         streams: Messages that may wait or be read at once, the rest is sent away for now.
-        stall_s: A stream that brings nothing for so long is given up.
+        opening_s: Who opens a stream must say so soon who he is.
+        stall_s: A message that goes no further for so long is given up.
         knock_s: A message of a round that is not open yet waits so long for it.
     """
 
     message_bytes: int = 64 * MIB
     buffered_bytes: int = 256 * MIB
     streams: int = 256
+    opening_s: float = 1.0
     stall_s: float = 10.0
     knock_s: float = 2.0
 
@@ -50,10 +52,10 @@ class Limits:
             raise ConfigError(
                 f"messages of {self.message_bytes} bytes do not fit in {self.buffered_bytes}"
             )
-        if self.streams < 1 or not (self.stall_s > 0 and self.knock_s >= 0):
+        if self.streams < 1 or not (min(self.opening_s, self.stall_s) > 0 and self.knock_s >= 0):
             raise ConfigError(
-                f"{self.streams} streams, {self.stall_s} s and {self.knock_s} s; "
-                "all must be positive"
+                f"{self.streams} streams, {self.opening_s} s, {self.stall_s} s and "
+                f"{self.knock_s} s; all must be positive"
             )
 
     @property

@@ -7,15 +7,19 @@ ledger.jsonl           every message of the run: one line per edge round, see `l
 model.safetensors      cloud modules, tensors named kind/name/tensor
 edges/E.safetensors    state of edge E after the last edge round, before the cloud's exchange
 devices/K.safetensors  modules that never leave device K (none for most methods)
+.handed-in             a run was handed in; its ServerApp takes this away as it begins
 ```
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -29,6 +33,8 @@ RESULT = "result.json"
 ROUNDS = "rounds.jsonl"
 LEDGER = "ledger.jsonl"
 MODEL = "model.safetensors"
+HANDED_IN = ".handed-in"
+"""Keeps the place of a run that its ServerApp has not begun."""
 
 
 class RunFiles:
@@ -36,6 +42,7 @@ class RunFiles:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._held: weakref.finalize[[int], RunFiles] | None = None
 
     @classmethod
     def create(cls, root: Path) -> Self:
@@ -45,36 +52,88 @@ class RunFiles:
             OutputError: It already holds a run, is no folder, or cannot be written.
         """
         files = cls(root)
+        files._make()
+        files._begin()
+        with _writing(root):
+            (root / HANDED_IN).unlink(missing_ok=True)
+        return files
+
+    @classmethod
+    def claim(cls, root: Path) -> Self:
+        """Take ``root`` as `create` does, and keep others from claiming it.
+
+        The claim ends with `release`, or with this process, however that ends; it is no file.
+        On a file system without locks there is none.
+
+        Raises:
+            OutputError: As with `create`, or a run is at work there.
+        """
+        files = cls(root)
+        files._make()
+        files._lock()
+        try:
+            files._begin(HANDED_IN)
+        except OutputError:
+            files.release()
+            raise
+        return files
+
+    def release(self) -> None:
+        """Let others claim the folder."""
+        if self._held is not None:
+            self._held()
+
+    def leave_to_app(self) -> None:
+        """Let a ServerApp `create` this folder; until then nobody else may claim it."""
+        (self.root / HANDED_IN).touch()
+        (self.root / ROUNDS).unlink(missing_ok=True)
+
+    def _make(self) -> None:
+        """Have a folder there."""
+        root = self.root
         if not str(root) or str(root) == ".":
             raise OutputError("name a folder for the results, not the current one", key="paths.out")
         try:
             if root.exists() and not root.is_dir():
                 raise OutputError(f"{str(root)!r} is not a folder", key="paths.out")
-            taken = [n for n in (RESULT, ROUNDS, MODEL) if (root / n).exists()]
         except (OSError, ValueError) as error:
             raise OutputError(
                 f"{str(root)!r} is no usable path: {error}", key="paths.out"
             ) from error
+        with _writing(root):
+            root.mkdir(parents=True, exist_ok=True)
+
+    def _lock(self) -> None:
+        with _writing(self.root):
+            folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        self._held = weakref.finalize(self, os.close, folder)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.release()
+            raise OutputError(
+                f"a run is at work in {str(self.root)!r}{_who_holds(self.root)}; "
+                "choose another folder",
+                key="paths.out",
+            ) from error
+        except OSError:  # there are no locks here
+            self.release()
+
+    def _begin(self, *others: str) -> None:
+        """Note that a run is here; nothing of another one may be, nor any of ``others``."""
+        root = self.root
+        with _writing(root):
+            taken = [n for n in (RESULT, ROUNDS, MODEL, *others) if (root / n).exists()]
         if taken:
             raise OutputError(
                 f"{str(root)!r} already holds a run ({', '.join(taken)}); "
                 "choose another folder or remove it",
                 key="paths.out",
             )
-        try:
-            root.mkdir(parents=True, exist_ok=True)
+        with _writing(root):
             with tempfile.TemporaryFile(dir=root):
                 pass
             (root / ROUNDS).touch(exist_ok=False)
-        except FileExistsError as error:
-            raise OutputError(
-                f"{str(root)!r} already holds a run, or is a broken link", key="paths.out"
-            ) from error
-        except OSError as error:
-            raise OutputError(
-                f"{str(root)!r} is not writable: {error.strerror}", key="paths.out"
-            ) from error
-        return files
 
     def append(self, report: RoundReport) -> None:
         """Add one edge round's line; it is on disk when this returns."""
@@ -90,11 +149,11 @@ class RunFiles:
         Raises:
             OutputError: The file cannot be read.
         """
-        found = {}
+        found: dict[int, tuple[Transfer, ...]] = {}
         try:
             for line in (self.root / LEDGER).read_text(encoding="utf-8").splitlines():
                 t, rows = from_line(line)
-                found[t] = rows
+                found[t] = found.get(t, ()) + rows
         except (OSError, ValueError, ConfigError) as error:
             raise OutputError(f"{self.root / LEDGER} cannot be read: {error}") from error
         return found
@@ -162,3 +221,30 @@ class RunFiles:
     def cloud(self) -> dict[ModuleKey, dict[str, Tensor]]:
         """Read the cloud's modules."""
         return read_state(self.root / MODEL)
+
+
+@contextlib.contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    """Name the folder in what goes wrong."""
+    try:
+        yield
+    except FileExistsError as error:
+        raise OutputError(
+            f"{str(root)!r} already holds a run, or is a broken link", key="paths.out"
+        ) from error
+    except OSError as error:
+        raise OutputError(
+            f"{str(root)!r} is not writable: {error.strerror}", key="paths.out"
+        ) from error
+
+
+def _who_holds(root: Path) -> str:
+    """The process that has locked a folder, in brackets, where the kernel tells."""
+    with contextlib.suppress(OSError):
+        at = root.stat()
+        name = f"{os.major(at.st_dev):02x}:{os.minor(at.st_dev):02x}:{at.st_ino}"
+        for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
+            words = line.split()
+            if words[1:2] == ["FLOCK"] and words[5:6] == [name]:
+                return f" (pid {words[4]})"
+    return ""

@@ -17,6 +17,7 @@ from hffm_flower.cli import options
 from hffm_flower.errors import ConfigError
 
 if TYPE_CHECKING:
+    from hffm_flower.runfiles import RunFiles
     from hffm_flower.session.bundle import Flwr
 
 CloudFile = Annotated[
@@ -42,9 +43,12 @@ def submit_command(
     chosen = CloudRole.load(role)
     settings = options.configure(config, smoke=smoke, sets=sets, rounds=rounds, seed=seed)
     check_deployable(settings)
-    files = take_folder(settings, out, origin="--out")
+
+    def take() -> RunFiles:
+        return take_folder(settings, out, origin="--out")
+
     with tempfile.TemporaryDirectory(prefix="hffm-submit-") as home:
-        run_id = submit(chosen, settings, files, Path(home))
+        run_id, files = submit(chosen, settings, take, Path(home))
     console = Console(highlight=False)
     console.print(f"run [bold]{run_id}[/] handed in; results come into {files.root.resolve()}")
 

@@ -133,7 +133,7 @@ class Tree:
             HffmError: The cloud's run failed, or nothing has moved for too long.
         """
         server = self.config.server
-        (self.files.root / "rounds.jsonl").unlink(missing_ok=True)  # the ServerApp takes the folder
+        (self.files.root / "rounds.jsonl").unlink(missing_ok=True)  # the ServerApp begins; we hold
         self.cloud.start()
         for edge in self.edges:
             edge.link.start()

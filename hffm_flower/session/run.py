@@ -75,11 +75,13 @@ def run(
 def take_folder(config: RunConfig, out: Path | None, *, origin: str) -> RunFiles:
     """A folder for a new run: ``out``, which came from ``origin``, else `default_folder`.
 
+    It is claimed until the run has ended.
+
     Raises:
         OutputError: It cannot be used; the message says where its name came from.
     """
     try:
-        return RunFiles.create(default_folder(config) if out is None else out.expanduser())
+        return RunFiles.claim(default_folder(config) if out is None else out.expanduser())
     except ConfigError as error:
         named = config.locate(error) if out is None else located(error, {error.key: origin})
         raise named from error
@@ -124,12 +126,13 @@ def settled(config: RunConfig, files: RunFiles) -> RunConfig:
 def finish(
     config: RunConfig, plan: Plan, files: RunFiles, error: BaseException | None = None
 ) -> None:
-    """Complete the folder of a run that has ended, by ``error`` if there is one."""
+    """Complete and release the folder of a run that has ended, by ``error`` if there is one."""
     if error is not None:
         _salvage(config, plan, files, error)
     _export_devices(config, plan, files, files.root / STATE)
     if files.rounds():
         draw_curves(files, plan)
+    files.release()
 
 
 def _salvage(config: RunConfig, plan: Plan, files: RunFiles, error: BaseException) -> None:

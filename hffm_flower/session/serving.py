@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError
-from hffm_flower.runfiles import RESULT, ROUNDS, RunFiles
+from hffm_flower.runfiles import HANDED_IN, RESULT, ROUNDS, RunFiles
 from hffm_flower.session.bundle import Flwr, shown, to_toml
 from hffm_flower.session.processes import Processes, Program, listening
 from hffm_flower.session.role import Role
@@ -121,8 +121,16 @@ def _first_free(out: Path) -> int:
     return number
 
 
-def submit(role: CloudRole, config: RunConfig, files: RunFiles, home: Path) -> int:
-    """Hand a run in to a cloud that is up; its id.
+def submit(
+    role: CloudRole, config: RunConfig, take: Callable[[], RunFiles], home: Path
+) -> tuple[int, RunFiles]:
+    """Hand a run in to a cloud that is up; its id, and the folder that it fills.
+
+    Args:
+        role: The cloud's.
+        config: Settings of the run.
+        take: Takes the folder, once it is known that the cloud is free.
+        home: A folder for Flower's own settings.
 
     Raises:
         ConfigError: A run is at work there: its edges serve one at a time.
@@ -132,10 +140,15 @@ def submit(role: CloudRole, config: RunConfig, files: RunFiles, home: Path) -> i
     busy = [run.run_id for run in flwr.runs("cloud") if not run.over]
     if busy:
         raise ConfigError(f"run {busy[0]} is at work there; wait for its end, or hffm stop it")
+    files = take()
     changed = {
         **config.to_flwr(), "paths.out": str(files.root.resolve()),
         "deploy.tier": "sim" if config.flat else "cloud",
         "deploy.certificates": role.certificates, "deploy.insecure": role.insecure,
     }  # fmt: skip
-    (files.root / ROUNDS).unlink(missing_ok=True)  # the ServerApp takes the folder itself
-    return flwr.run("cloud", changed)
+    files.leave_to_app()
+    try:
+        return flwr.run("cloud", changed), files
+    except BaseException:
+        (files.root / HANDED_IN).unlink(missing_ok=True)
+        raise

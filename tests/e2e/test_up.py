@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.support.deployment import HFFM, ROOT
 from tests.support.up import Up, bits, set_words, simulate
 
 SETTINGS: dict[str, object] = {
@@ -77,6 +80,20 @@ def test_an_end_while_it_starts_leaves_nothing_behind(up: Up) -> None:
     assert up.wait() == 130
     up.nothing_is_left()
     assert json.loads((up.run / "result.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_second_one_into_the_same_folder_is_refused_at_once(up: Up) -> None:
+    up.until("run.log", "cloud-superlink started")
+    words = [*HFFM, "up", *WORDS, "--out", str(up.run)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "300"}
+    second = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert second.returncode == 2, second.stdout + second.stderr
+    said = " ".join(second.stderr.split())
+    assert f"a run is at work in {str(up.run)!r} (pid {up.process.pid})" in said
+    up.process.send_signal(signal.SIGINT)
+    assert up.wait() == 130
+    up.nothing_is_left()
 
 
 @pytest.mark.slow

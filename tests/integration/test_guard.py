@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -40,7 +41,10 @@ class SuperLink(BaseHTTPRequestHandler):
                 self.rfile.readline()
             self.rfile.readline()
         else:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            length = int(self.headers.get("Content-Length", 0))
+            body = self.rfile.read(length)
+            if len(body) < length:
+                raise ConnectionAbortedError
         self.seen.append((self.command, self.path, dict(self.headers)))
         answer = hashlib.sha256(body).hexdigest().encode()
         self.send_response(418)
@@ -55,15 +59,22 @@ class SuperLink(BaseHTTPRequestHandler):
         pass
 
 
+class Quietly(ThreadingHTTPServer):
+    """A call that breaks off is no news."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass
+
+
 class Guarded:
     """A guard with TLS before a server that notes everything."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **bounds: int) -> None:
         create(folder / "pki", [Party("cloud", Role.SERVER)])
         self.own = folder / "pki" / "cloud"
         self.address, behind = free_addresses(2)
         SuperLink.seen = []
-        self.server = ThreadingHTTPServer(("127.0.0.1", int(behind.split(":")[1])), SuperLink)
+        self.server = Quietly(("127.0.0.1", int(behind.split(":")[1])), SuperLink)
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(self.own / "cert.pem", self.own / "key.pem")
         self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
@@ -73,7 +84,9 @@ class Guarded:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "hffm_flower.session.guard", self.address, behind,
                  str(self.own)],
-                env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=out, stderr=out,
+                env={**os.environ, "PYTHONPATH": str(ROOT),
+                     **{f"HFFM_GUARD_{k.upper()}": str(v) for k, v in bounds.items()}},
+                stdout=out, stderr=out,
             )  # fmt: skip
         until = time.monotonic() + 30
         while not listening(self.address) and time.monotonic() < until:
@@ -83,13 +96,18 @@ class Guarded:
             base_url=f"https://{self.address}", verify=self.trust, trust_env=False, timeout=30
         )
 
-    def raw(self, request: bytes) -> bytes:
-        """First line of the answer to bytes that no client library would send."""
+    @contextmanager
+    def connected(self) -> Iterator[ssl.SSLSocket]:
         host, port = self.address.split(":")
         with (
             socket.create_connection((host, int(port)), timeout=10) as plain,
             self.trust.wrap_socket(plain, server_hostname=host) as link,
         ):
+            yield link
+
+    def raw(self, request: bytes) -> bytes:
+        """First line of the answer to bytes that no client library would send."""
+        with self.connected() as link:
             link.sendall(request)
             return link.recv(4096).split(b"\r\n")[0]
 

@@ -267,3 +267,26 @@ def test_a_new_round_sends_the_old_one_away() -> None:
         cluster[0].open(tickets(cluster.addresses, t=ROUND + 1)[0], cluster.allowed)
         assert waiting.result() == Verdict.LATE
         assert push(*where, good(cluster.tickets[1])) == Verdict.WRONG_ROUND
+
+
+def test_streams_that_say_nothing_do_not_keep_members_out() -> None:
+    with peers(range(2), Limits(streams=2)) as cluster, ThreadPoolExecutor(2) as pool:
+        where = cluster.reactor, cluster.addresses[0]
+        silent = [pool.submit(push, *where, [8.0]) for _ in range(2)]
+        time.sleep(0.3)
+        began = time.monotonic()
+        held = cluster.play(star([1]), {i: update_of(i) for i in (0, 1)}, deadline_s=20.0)
+        assert time.monotonic() - began < 4.0
+        assert [s.result() for s in silent] == [Verdict.TRUNCATED] * 2
+    assert held[0][0].intact
+
+
+def test_who_has_opened_may_take_longer_for_the_rest() -> None:
+    limits = Limits(opening_s=0.2, stall_s=5.0)
+    with peers(range(2), limits) as cluster, ThreadPoolExecutor(1) as pool:
+        playing = pool.submit(cluster[0].play, star([1]), 0, [], deadline_s=20.0)
+        first, *rest = good(cluster.tickets[1])
+        where = cluster.reactor, cluster.addresses[0]
+        assert push(*where, [first, 0.6, *rest]) == Verdict.ACCEPTED
+        assert push(*where, [0.6, first, *rest]) == Verdict.TRUNCATED
+        assert playing.result()[0].intact

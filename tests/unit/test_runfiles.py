@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -7,7 +10,7 @@ import pytest
 
 from hffm_flower.errors import ModuleError, OutputError
 from hffm_flower.report import RoundReport, Score
-from hffm_flower.runfiles import MODEL, RESULT, ROUNDS, RunFiles
+from hffm_flower.runfiles import HANDED_IN, MODEL, RESULT, ROUNDS, RunFiles
 from tests.support.memory import H, module, same
 
 
@@ -67,6 +70,80 @@ def test_two_runs_that_race_for_a_folder_do_not_share_it(
     monkeypatch.setattr(tempfile, "TemporaryFile", rival)
     with pytest.raises(OutputError, match="already holds a run"):
         RunFiles.create(tmp_path)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from hffm_flower.runfiles import RunFiles
+files = RunFiles.claim(Path(sys.argv[1]))
+files.leave_to_app()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_claimed_folder_is_refused_as_long_as_its_process_lives(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(root)], text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        before = sorted(p.name for p in root.iterdir())
+        with pytest.raises(OutputError) as caught:
+            RunFiles.claim(root)
+        assert str(caught.value).startswith(f"a run is at work in {str(root)!r}")
+        assert "\n" not in str(caught.value)
+        if f" {holder.pid} " in Path("/proc/locks").read_text():
+            assert f"(pid {holder.pid})" in str(caught.value)
+        assert sorted(p.name for p in root.iterdir()) == before, "it is left alone"
+        app = RunFiles.create(root)  # as the run's own ServerApp does
+        holder.kill()
+    app.append(report(1))
+    with pytest.raises(OutputError, match=r"already holds a run \(rounds.jsonl\)"):
+        RunFiles.claim(root)
+    (root / ROUNDS).unlink()
+    assert [p.name for p in RunFiles.claim(root).root.iterdir()] == [ROUNDS]
+
+
+def test_a_claim_ends_with_its_release_or_its_object(tmp_path: Path) -> None:
+    first = RunFiles.claim(tmp_path)
+    (tmp_path / ROUNDS).unlink()
+    with pytest.raises(OutputError, match=rf"a run is at work in .*\(pid {os.getpid()}\)"):
+        RunFiles.claim(tmp_path)
+    first.release()
+    second = RunFiles.claim(tmp_path)
+    first.release()
+    (tmp_path / ROUNDS).unlink()
+    with pytest.raises(OutputError, match="a run is at work"):
+        RunFiles.claim(tmp_path)
+    del second
+    RunFiles.claim(tmp_path)
+
+
+def test_a_folder_left_to_an_app_is_for_nobody_else(tmp_path: Path) -> None:
+    files = RunFiles.claim(tmp_path)
+    files.leave_to_app()
+    files.release()
+    with pytest.raises(OutputError, match=rf"already holds a run \({HANDED_IN}\)"):
+        RunFiles.claim(tmp_path)
+    RunFiles.create(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [ROUNDS]
+
+
+def test_a_file_system_without_locks_goes_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(folder: int, how: int) -> None:
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    assert RunFiles.claim(tmp_path).rounds() == []
+    with pytest.raises(OutputError, match="already holds a run"):
+        RunFiles.claim(tmp_path)
 
 
 def report(t: int) -> RoundReport:

@@ -11,6 +11,7 @@ import pytest
 
 from hffm_flower import assets
 from hffm_flower.cli import main
+from hffm_flower.runfiles import ROUNDS, RunFiles
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +138,18 @@ def test_output_folder_that_holds_a_run(
     text = refused(monkeypatch, capsys, "run", "--out", "out")
     assert "paths.out (from --out): 'out' already holds a run (result.json)" in text
     assert Path("out/result.json").read_text(encoding="utf-8") == "{}"
+
+
+@pytest.mark.parametrize("command", ["run", "up"])
+def test_output_folder_where_a_run_is_at_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    Path("out").mkdir()
+    files = RunFiles.claim(Path("out"))
+    (files.root / ROUNDS).unlink()  # as hffm up does before its ServerApp begins
+    text = refused(monkeypatch, capsys, command, "--out", "out")
+    assert "paths.out (from --out): a run is at work in 'out'" in text
+    assert list(files.root.iterdir()) == []
 
 
 def test_output_folder_that_cannot_be_written(

@@ -143,6 +143,7 @@ def test_closing_frees_everything() -> None:
         {"message_bytes": 3, "buffered_bytes": 2},
         {"streams": 0},
         {"stall_s": 0.0},
+        {"opening_s": 0.0},
     ],
 )
 def test_limits_that_cannot_work_are_refused(bad: dict[str, Any]) -> None:
