@@ -8,7 +8,7 @@ import resource
 import socket
 import weakref
 from collections import Counter
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -21,9 +21,9 @@ OPENING_S: Final = 20.0
 class Caller(H11Protocol):
     """A connection; h11 bounds the head of a call, and this how long the first may take."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, transport))
         self.loop.call_later(OPENING_S, self._hurry)
 
     def _hurry(self) -> None:

@@ -13,10 +13,11 @@ from flwr.app import Message
 
 from clients import client_app, edge_proxy
 from hffm_flower.config import RunConfig
-from hffm_flower.ledger import Phase, traffic
+from hffm_flower.ledger import LinkClass, Phase, traffic
 from hffm_flower.records import read_state, to_bytes
 from hffm_flower.runfiles import RunFiles
 from hffm_flower.tree import plant
+from strategies.cloud_tier import CloudTier
 from strategies.edge_tier import EdgeTier, serve_edge
 from strategies.federation import federate
 from tests.support.fake_grid import FIRST_NODE, FakeGrid
@@ -125,6 +126,14 @@ def test_a_deployed_tree_gives_the_bits_of_the_simulation(
     for figure in ("mean_global", "mean_personal", "bytes", "per_task", "uncovered"):
         assert ours[figure] == theirs[figure], figure
     assert result["idle_devices"] == simulated.result["idle_devices"]
+    setup = [
+        sorted(
+            (row.link, row.src, row.dst)  # bytes differ: each edge asks its own for modules
+            for row in each.transfers()[0] if row.link != LinkClass.BACKHAUL
+        )
+        for each in (simulated.files, files)
+    ]  # fmt: skip
+    assert setup[0] == setup[1] != []
     for t, rows in simulated.files.transfers().items():
         if t:
             assert traffic(rows) == traffic(files.transfers()[t]) or _only_reports_differ(
@@ -190,6 +199,62 @@ def test_an_edge_that_was_restarted_goes_on_from_its_state(
     assert broken == [2]
     assert bits(out) == bits(simulated.files.root)
     assert [r.t for r in files.rounds()] == [1, 2, 3, 4]
+
+
+def test_an_edge_leaves_a_run_that_was_lost_for_the_next_one(
+    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.with_values(rounds=2, tree__period=1, method="h-fedfm")
+    simulated = play(config, tmp_path / "simulated")
+    again = config.with_values(paths__state=str(tmp_path / "state-2"))
+    ports = [free_port() for _ in range(2)]
+    threads = []
+    for index, cluster in enumerate(plant(again).topology.clusters):
+        own = again.with_values(
+            deploy__tier="edge", deploy__edge=index, deploy__insecure=True,
+            deploy__gateway=f"127.0.0.1:{ports[index]}",
+        )  # fmt: skip
+        grid = Cluster(client_app.app, 6, own.to_flwr())
+        grid.members = cluster
+
+        def serve_twice(grid: Cluster = grid, own: RunConfig = own) -> None:
+            for number in range(2):
+                files = RunFiles(tmp_path / f"edges-{number}")
+                settings = own.with_values(deploy__run=f"life-{number}")
+                serve_edge(grid, settings, files, stop=threading.Event())
+
+        threads.append(threading.Thread(target=serve_twice))
+        threads[-1].start()
+
+    def run_of_the_cloud(number: int) -> RunFiles:
+        files = RunFiles.create(tmp_path / f"run-{number}")
+        cloud = again.with_values(deploy__tier="cloud", deploy__insecure=True)
+        grid = Upstream(edge_proxy.app, 2, cloud.to_flwr()).at(ports)
+        for context in grid.contexts.values():
+            context.run_id = number
+        federate(grid, cloud, files)
+        return files
+
+    class Lost(Exception):
+        pass
+
+    def lost(self: CloudTier, *words: object) -> None:
+        raise Lost("the SuperLink is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CloudTier, "_on_round", lost)
+        patch.setattr(CloudTier, "_end", lambda *words: None)  # nobody tells the edges
+        with pytest.raises(Lost):
+            run_of_the_cloud(1)
+    result = RunFiles(tmp_path / "run-1").result()
+    assert (result["status"], result["reason"]) == ("failed", "Lost: the SuperLink is gone")
+    files = run_of_the_cloud(2)
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert files.result()["status"] == "finished"
+    model = (files.root / "model.safetensors").read_bytes()
+    assert model == (simulated.files.root / "model.safetensors").read_bytes()
 
 
 def test_messages_without_credentials_are_refused(tiny: RunConfig) -> None:

@@ -38,10 +38,10 @@ class Fake:
         return np.arange(SIZES[split], dtype=np.int64) // 50
 
     def targets(self, split: Split, indices: Indices) -> NDArray[np.int64]:
-        raise NotImplementedError
+        raise AssertionError("a partition reads no inputs and no targets")
 
     def items(self, modality: str, split: Split, indices: Indices) -> list[Item]:
-        raise NotImplementedError
+        raise AssertionError("a partition reads no inputs and no targets")
 
 
 def draw(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from torch import nn
 
 from clients import exchange
 from clients.channels import close_channels
@@ -47,13 +49,16 @@ def initial(config: RunConfig) -> ModularState:
     return Device(config, ME, choose_device("cpu")).model().state()
 
 
+Record = ArrayRecord | MetricRecord | ConfigRecord
+
+
 def admission(state: ModularState, *, index: int = ME, t: int = 1, here: str = "") -> Admission:
     addresses = {index: here or "127.0.0.1:1", OTHER + index: "127.0.0.1:1"}
     ticket = issue(bytes(32), addresses, run=1, t=t)[index]
     return Admission(ticket, Allowed(shapes(state), dict.fromkeys(addresses, 1e6)), 2.0, {})
 
 
-def ask(config: RunConfig, kind: str, address: str = "", /, **records: object) -> RecordDict:
+def ask(config: RunConfig, kind: str, address: str = "", /, **records: Record) -> RecordDict:
     FakeGrid(app, 1, {})  # sets the identity that messages carry
     node: dict[str, str | int | float | bool] = {"partition-id": ME, "insecure": True}
     if address:
@@ -62,7 +67,7 @@ def ask(config: RunConfig, kind: str, address: str = "", /, **records: object) -
         run_id=1, node_id=FIRST_NODE, node_config=node,
         state=RecordDict(), run_config=dict(config.to_flwr()),
     )  # fmt: skip
-    message = Message(RecordDict(records), FIRST_NODE, kind, ttl=60.0, group_id="1")  # type: ignore[arg-type]
+    message = Message(RecordDict(records), FIRST_NODE, kind, ttl=60.0, group_id="1")
     message.metadata.__dict__["_message_id"] = "1"
     return app(message, context).content
 
@@ -91,11 +96,11 @@ def test_a_plan_without_a_ticket_is_an_error(tiny: RunConfig) -> None:
 
 @pytest.mark.parametrize("wrong", [{"index": OTHER}, {"t": 2}])
 def test_a_ticket_of_another_device_or_round_is_an_error(
-    tiny: RunConfig, wrong: dict[str, int]
+    tiny: RunConfig, wrong: dict[str, Any]
 ) -> None:
     state = initial(tiny)
     with pytest.raises(ProtocolError, match="the ticket is not that of device 1 in edge round 1"):
-        train(tiny, alone(tuple(state)), state, admission(state, **wrong))  # type: ignore[arg-type]
+        train(tiny, alone(tuple(state)), state, admission(state, **wrong))
 
 
 def test_it_uploads_what_it_would_send_without_a_plan(tiny: RunConfig) -> None:
@@ -175,10 +180,10 @@ def test_modules_that_are_not_finite_go_nowhere(
     monkeypatch.setattr(exchange, "train", lambda model, *a, **k: Broken(model))
 
     class Broken:
-        def __init__(self, model: object) -> None:
+        def __init__(self, model: nn.Module) -> None:
             self.progress = None
             self.mass = dict.fromkeys(state, 1.0)
-            for weight in model.parameters():  # type: ignore[attr-defined]
+            for weight in model.parameters():
                 if weight.requires_grad:
                     weight.data.fill_(float("nan"))
 

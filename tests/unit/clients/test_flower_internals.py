@@ -29,6 +29,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.run import Run
 from flwr.supernode.fleet_http_client import FleetHttpClient
+from google.protobuf.message import Message as Protobuf
 
 from clients import flower_internals
 from clients.flower_internals import FleetLink, SuperLink
@@ -101,7 +102,9 @@ def error(status: int, code: ApiErrorCode | None = None, text: str = "no") -> An
     return status, json.dumps({"code": code, "detail": text} if code else {"detail": text}).encode()
 
 
-def link_to(server: Server, *, registered: bool = False, patience_s: float = 0.3) -> FleetLink:
+def link_to(
+    server: Server | Loop, *, registered: bool = False, patience_s: float = 0.3
+) -> FleetLink:
     where = SuperLink(
         "link.example:8000", ec.generate_private_key(ec.SECP384R1()), registered=registered,
         insecure=True, patience_s=patience_s,
@@ -248,7 +251,7 @@ class Loop:
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         name, body = request.url.path.rpartition("/")[2], request.read()
-        handlers: dict[str, Callable[[bytes], object]] = {
+        handlers: dict[str, Callable[[bytes], Protobuf]] = {
             "activate-node": lambda body: fleet_pb2.ActivateNodeResponse(node_id=7),
             "pull-messages": lambda body: self.pull,
             "pull-object": self.pull_object,
@@ -256,7 +259,7 @@ class Loop:
             "push-object": self.push_object,
         }
         answer = handlers[name](body) if name in handlers else None
-        content = answer.SerializeToString() if answer is not None else b""  # type: ignore
+        content = answer.SerializeToString() if answer is not None else b""
         return httpx.Response(200, content=content, request=request)
 
     def pull_object(self, body: bytes) -> message_pb2.PullObjectResponse:
@@ -282,7 +285,7 @@ class Loop:
 def test_a_message_comes_whole_and_a_reply_goes_whole() -> None:
     server = Loop()
     server.available = False  # at the first look
-    link = link_to(server)  # type: ignore[arg-type]
+    link = link_to(server)
     message = link.receive()
     assert message is not None
     assert message.metadata.message_id == server.message.object_id
@@ -302,7 +305,7 @@ def test_a_message_comes_whole_and_a_reply_goes_whole() -> None:
 def test_a_message_of_which_a_part_is_gone_is_left(caplog: pytest.LogCaptureFixture) -> None:
     server = Loop()
     server.objects.popitem()
-    link = link_to(server)  # type: ignore[arg-type]
+    link = link_to(server)
     assert link.receive() is None
     assert "incomplete and left" in caplog.text
     link.close(leave=False)

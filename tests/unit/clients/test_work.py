@@ -14,7 +14,7 @@ from clients import work
 from clients.examples import TaskData
 from clients.work import training_flops
 from hffm_flower.config import RunConfig
-from hffm_flower.models.encoders.encoder import full
+from hffm_flower.models.encoders.encoder import Tokens, full
 from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.records import to_bytes
 from tests.support.tiny import examples, model_of
@@ -30,8 +30,8 @@ class Layers(nn.Module):
         self.spec = SimpleNamespace(backbone=f"layers {widths}", adapter_rank=0)
         self.layers = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))
 
-    def forward(self, task: str, inputs: dict[str, object]) -> Tensor:
-        return cast(Tensor, self.layers(next(iter(inputs.values())).values[:, 0]))  # type: ignore[attr-defined]
+    def forward(self, task: str, inputs: dict[str, Tokens]) -> Tensor:
+        return cast(Tensor, self.layers(next(iter(inputs.values())).values[:, 0]))
 
     def head(self, task: str) -> SimpleNamespace:
         return SimpleNamespace(loss=lambda output, targets: output.sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +11,7 @@ import pytest
 from flwr.app import ConfigRecord, RecordDict
 
 from hffm_flower.errors import ConfigError, ModuleError, ProtocolError
-from hffm_flower.rpc.gateway import EdgeGateway, Question, ask
+from hffm_flower.rpc.gateway import EdgeGateway, Question, Superseded, ask
 
 LAST = "query.end"
 
@@ -31,6 +32,8 @@ class Edge:
     def answer(self, asked: Question) -> RecordDict:
         text = str(asked.content.config_records["config"]["text"])
         self.heard.append(text)
+        if text == "too much":
+            raise Superseded("another run")
         if text == "nonsense":
             raise ModuleError("no such module")
         return RecordDict({"config": ConfigRecord({"text": f"{text} {len(self.heard)}"})})
@@ -72,6 +75,60 @@ def test_a_refusal_says_why_and_the_service_goes_on(
     assert edge.ask(question("a")) == "a 2"
     assert "query.init of edge round 0 failed: ModuleError: no such module" in caplog.text
     assert "Traceback" not in caplog.text
+
+
+def test_a_refused_last_question_does_not_end_the_service(edge: Edge) -> None:
+    with pytest.raises(ProtocolError, match="no such module"):
+        edge.ask(question("nonsense", kind=LAST))
+    assert edge.ask(question("a")) == "a 2"
+
+
+def test_refused_questions_are_silence() -> None:
+    edge = Edge()
+    with edge.gateway, ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(
+            edge.gateway.serve, edge.answer, last=LAST, stop=edge.stop, silence_s=0.8
+        )
+        while not serving.done():
+            with pytest.raises(ProtocolError):
+                edge.ask(question("nonsense", t=len(edge.heard)), deadline_s=0.6)
+            time.sleep(0.6)
+            assert len(edge.heard) < 20
+        with pytest.raises(ProtocolError, match=r"silent for 0\.8 s"):
+            serving.result()
+
+
+def test_a_question_of_the_next_run_is_answered_by_the_next_service() -> None:
+    first = Edge()
+    with ThreadPoolExecutor(2) as pool:
+        with first.gateway:
+            serving = pool.submit(
+                first.gateway.serve, first.answer, last=LAST, stop=first.stop, silence_s=20.0
+            )
+            asking = pool.submit(first.ask, question("too much"), deadline_s=20.0)
+            with pytest.raises(Superseded):
+                serving.result(timeout=10)
+        with EdgeGateway(first.address, None) as second:
+            serving = pool.submit(
+                second.serve, lambda asked: asked.content, last="query.init", stop=first.stop,
+                silence_s=20.0,
+            )  # fmt: skip
+            assert asking.result(timeout=20) == "too much"
+            serving.result(timeout=10)
+    assert first.heard == ["too much"]
+
+
+def test_who_has_given_up_is_not_played() -> None:
+    edge = Edge()
+    with edge.gateway, ThreadPoolExecutor(1) as pool:
+        with pytest.raises(ProtocolError, match="DEADLINE_EXCEEDED"):
+            edge.ask(question("late"), deadline_s=0.3)
+        serving = pool.submit(
+            edge.gateway.serve, edge.answer, last=LAST, stop=edge.stop, silence_s=20.0
+        )
+        edge.ask(question("end", kind=LAST))
+        serving.result(timeout=10)
+    assert edge.heard == ["end"]
 
 
 def test_nobody_there_ends_by_the_deadline() -> None:
