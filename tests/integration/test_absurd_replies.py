@@ -14,7 +14,7 @@ from hffm_flower.errors import ConfigError
 from hffm_flower.records import MASS, MODULES, mass_record, modules_of, modules_record, update_of
 from hffm_flower.session.preflight import check
 from tests.support.exchange import PLANS
-from tests.support.tiny import RecordingApp, play
+from tests.support.played import RecordingApp, play
 
 CULPRIT = 2
 Spoil = Callable[[Message], None]

@@ -23,7 +23,7 @@ from tests.support.exchange import (
     watch_counts,
     watch_plans,
 )
-from tests.support.tiny import Played, play
+from tests.support.played import Played, play
 
 ABLE = [name for name, method in METHODS.items() if not method.clusterless]
 HEAD = ModuleKey.parse("head/tiny-vqa")

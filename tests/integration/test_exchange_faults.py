@@ -25,7 +25,7 @@ from tests.support.exchange import (
     watch_counts,
     watch_plans,
 )
-from tests.support.tiny import Played, RecordingApp, play
+from tests.support.played import Played, RecordingApp, play
 
 DEVICES = (1, 2, 3, 4, 5)
 """All in one cluster; device 0 has nothing to train."""

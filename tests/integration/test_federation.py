@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 
 from clients.resident import all_profiles
 from clients.store import DeviceStore
 from hffm_flower.config import RunConfig
-from hffm_flower.errors import ConfigError
 from hffm_flower.models.multimodal import module_keys
 from hffm_flower.modules import ModularState, ModuleKey
-from hffm_flower.records import modules_of, read_state, to_bytes, update_of
+from hffm_flower.records import modules_of, read_state, update_of
 from hffm_flower.runfiles import RunFiles
-from hffm_flower.session.central import train_pooled
 from strategies.server_app import app as server_app
 from tests.support.fake_grid import FakeGrid
-from tests.support.tiny import Played, RecordingApp, play
+from tests.support.outcomes import bits, farthest, outcome
+from tests.support.played import Played, RecordingApp, play
 
 IDLE = 0
 SETTINGS = [
@@ -40,36 +36,12 @@ VQA = ModuleKey.parse("head/tiny-vqa")
 PROJECTOR = ModuleKey.parse("projector/image")
 
 
-def bits(state: ModularState) -> bytes:
-    return to_bytes(state)
-
-
 def names(state: Iterable[ModuleKey]) -> set[str]:
     return {str(k) for k in state}
 
 
 def edge(run: Played, index: int) -> ModularState:
     return read_state(run.files.edge(index))
-
-
-def outcome(run: Played) -> dict[str, object]:
-    """All that a run leaves, but for times, places and which run it was."""
-    assert run.error is None
-    files = {
-        str(p.relative_to(run.files.root)): p.read_bytes()
-        for p in sorted(run.files.root.rglob("*.safetensors"))
-    }
-    rounds = [r.to_json() for r in run.rounds]
-    lines = [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in rounds]
-    return {**files, "rounds": lines, "summary": run.result["summary"]}
-
-
-def farthest(a: ModularState, b: ModularState) -> float:
-    """Largest difference, relative to the largest parameter."""
-    assert a.keys() == b.keys()
-    pairs = [(a[k][n], b[k][n]) for k in a for n in a[k]]
-    largest = max(float(np.abs(x).max()) for x, _ in pairs)
-    return max(float(np.abs(x - y).max()) for x, y in pairs) / largest
 
 
 @pytest.mark.parametrize(("method", "period"), SETTINGS)
@@ -248,45 +220,6 @@ def test_a_tree_is_as_good_as_a_star_over_a_run(tiny: RunConfig, tmp_path: Path)
         assert abs(value - figures[1]["per_task"][task]) <= 0.01 + 1e-12
 
 
-def single(tiny: RunConfig, **changes: object) -> RunConfig:
-    return tiny.with_values(
-        tree__devices=1, tree__edges=1, tree__period=1, rounds=3, data__min_tasks=3,
-        data__full_modality_share=1.0, server__evaluate_every=1, train__local_epochs=2, **changes,
-    )  # fmt: skip
-
-
-def central(config: RunConfig, out: Path) -> RunFiles:
-    files = RunFiles.create(out)
-    train_pooled(
-        config.with_values(method="central"), files,
-        event=lambda event: None, stop=threading.Event(),
-    )  # fmt: skip
-    return files
-
-
-def test_one_device_alone_is_central_training_bit_for_bit(tiny: RunConfig, tmp_path: Path) -> None:
-    """Method ``local`` averages nothing, so not one bit may differ."""
-    run = play(single(tiny, method="local"), tmp_path / "federated")
-    pooled = central(single(tiny), tmp_path / "central")
-    own = DeviceStore(Path(tiny.paths.state) / "1", 0).read(4)
-    assert bits(own) == bits(pooled.cloud())
-    assert [r.loss_sum for r in run.rounds] == [r.loss_sum for r in pooled.rounds()]
-    assert [r.scores["device"] for r in run.rounds] == [r.scores["cloud"] for r in pooled.rounds()]
-
-
-@pytest.mark.parametrize("method", ["star", "h-fedfm"])
-def test_one_device_in_a_tree_is_central_training(
-    tiny: RunConfig, tmp_path: Path, method: str
-) -> None:
-    """A mean of one, n theta / n in float32, rounds: equal to 1e-6 after one edge round."""
-    config = single(tiny, method=method).with_values(rounds=1)
-    run = play(config, tmp_path / "federated")
-    pooled = central(config, tmp_path / "central")
-    assert farthest(run.files.cloud(), pooled.cloud()) <= 1e-6
-    assert run.rounds[0].loss_sum == pooled.rounds()[0].loss_sum
-    assert run.rounds[0].scores["cloud"] == pooled.rounds()[0].scores["cloud"]
-
-
 class LateGrid(FakeGrid):
     """Replies come backwards, in two lots."""
 
@@ -328,9 +261,3 @@ def test_server_app_is_the_same_door(tiny: RunConfig, tmp_path: Path) -> None:
     server_app(grid, context)
     assert RunFiles(tmp_path / "flower").result()["status"] == "finished"
     assert bits(RunFiles(tmp_path / "flower").cloud()) == bits(direct.files.cloud())
-
-
-def test_central_is_no_federation(tiny: RunConfig, tmp_path: Path) -> None:
-    run = play(tiny.with_values(method="central"), tmp_path / "out")
-    assert isinstance(run.error, ConfigError)
-    assert run.grid.log == []

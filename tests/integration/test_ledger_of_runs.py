@@ -18,7 +18,7 @@ from hffm_flower.tree import plant
 from hffm_flower.wireless.pricing import price
 from strategies import peer_grid
 from tests.support.exchange import PLANS, watch_plans
-from tests.support.tiny import play
+from tests.support.played import play
 from tests.support.transport import (
     Watch,
     ledger,

@@ -19,7 +19,7 @@ from hffm_flower.tree import plant
 from hffm_flower.wireless.network import Network
 from hffm_flower.wireless.pricing import price
 from tests.support.exchange import PLANS, coordinates
-from tests.support.tiny import play
+from tests.support.played import play
 from tests.support.transport import (
     ledger,
     size,

@@ -13,7 +13,7 @@ from hffm_flower.pki_folder import create
 from hffm_flower.records import to_bytes
 from tests.support.exchange import PLANS
 from tests.support.live import Live
-from tests.support.tiny import Played, play
+from tests.support.played import Played, play
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ from strategies.peer_grid import PeerGrid
 from tests.support.exchange import Counted, watch_counts, watch_plans
 from tests.support.faulty import SPOILT, FaultyExchange, Gone, SpoilingExchange
 from tests.support.live import Live
-from tests.support.tiny import Played, RecordingApp, forget, play
+from tests.support.played import Played, RecordingApp, play
+from tests.support.tiny import forget
 
 pytestmark = pytest.mark.slow  # a minute and a half of waiting for deadlines
 

@@ -21,7 +21,7 @@ from strategies.cloud_tier import CloudTier
 from strategies.edge_tier import EdgeTier, serve_edge
 from strategies.federation import federate
 from tests.support.fake_grid import FIRST_NODE, FakeGrid
-from tests.support.tiny import play
+from tests.support.played import play
 
 
 class Cluster(FakeGrid):

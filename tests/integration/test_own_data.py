@@ -17,7 +17,8 @@ from hffm_flower.modules import ModuleKey
 from hffm_flower.records import to_bytes, update_of
 from tests.support.fake_grid import FIRST_NODE, FakeGrid
 from tests.support.folders import TinyPixels, camera_folder, sensor_folder, write_device
-from tests.support.tiny import Played, RecordingApp, forget, play
+from tests.support.played import Played, RecordingApp, play
+from tests.support.tiny import forget
 
 CAMERA, SENSOR = 0, 4
 """Device 0 would be idle, without a file of its own."""

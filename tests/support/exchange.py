@@ -17,7 +17,7 @@ from hffm_flower.report import RoundReport
 from strategies.edge import EdgeStrategy
 from strategies.modular import Behind, Gathered
 from strategies.planner import PeerPlanner
-from tests.support.tiny import Played
+from tests.support.played import Played
 
 PLANS = ("relay", "gossip", "cooperative")
 ROUNDING = 3e-6

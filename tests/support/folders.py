@@ -15,7 +15,8 @@ from hffm_flower.data.dataset import Item
 from hffm_flower.data.own import OwnData, read_own
 from hffm_flower.models.encoders.encoder import Tokens, full
 from hffm_flower.seeding import generator
-from tests.support.tiny import ANSWERS, TinyImage
+from tests.support.tiny import ANSWERS
+from tests.support.tiny_encoders import TinyImage
 
 MODALITIES = ("image", "text", "sensor")
 

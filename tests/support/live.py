@@ -23,7 +23,7 @@ from strategies.issuer import Issuer
 from strategies.peering import PeerEdgeStrategy
 from tests.support.deployment import free_port
 from tests.support.fake_grid import FIRST_NODE, FakeGrid
-from tests.support.tiny import Played, RecordingApp, play
+from tests.support.played import Played, RecordingApp, play
 
 ANSWERED_AT_ONCE = ("train", "query.upload")
 

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from clients import client_app, resident
+from clients import resident
 from clients.examples import TaskData
 from hffm_flower.config import RunConfig
 from hffm_flower.data import DATASETS
@@ -28,97 +25,15 @@ from hffm_flower.data.dataset import Indices, Item, Split, no_modality, text_ite
 from hffm_flower.models.adapters import BottleneckAdapter
 from hffm_flower.models.backbones import BACKBONES, Weights, attend
 from hffm_flower.models.encoders import ENCODERS, Encoder
-from hffm_flower.models.encoders.encoder import Stream, Tokens, fingerprint_of, full
 from hffm_flower.models.multimodal import ModelSpec, MultimodalModel
 from hffm_flower.modules import ModuleKey, ModuleKind
-from hffm_flower.report import RoundReport
-from hffm_flower.runfiles import RunFiles
 from hffm_flower.seeding import generator, stream_seed
 from hffm_flower.tasks import TASKS, TaskSpec
-from strategies.federation import Event, federate
-from tests.support.fake_grid import FIRST_NODE, FakeGrid
+from tests.support.tiny_encoders import WIDTH, TinyImage, TinySensor, TinyText
 
-WIDTH = 8
 ANSWERS = ("north", "east", "south", "west")
 OWNERS = 8
 """Natural owners of the classification examples, so that no Dirichlet split is drawn."""
-
-
-class TinyImage:
-    """Arrays [4, 6]: four tokens, as a stream and as a grid of 2 x 2."""
-
-    assets: ClassVar[tuple[str, ...]] = ()
-    modality: ClassVar[str] = "image"
-    streams: ClassVar[Mapping[str, Stream]] = {"image": Stream(4, 6), "image-grid": Stream(4, 6)}
-    cacheable: ClassVar[bool] = False
-    made: ClassVar[list[str]] = []
-
-    def __init__(self, weights: Weights, seed: int, device: torch.device) -> None:
-        self.made.append(weights)
-
-    def fingerprint(self) -> str:
-        """Hex SHA-256 of the name."""
-        return fingerprint_of("tiny-image")
-
-    def encode(self, items: Sequence[Item]) -> dict[str, Tokens]:
-        """The arrays as they are."""
-        values = torch.from_numpy(_stack(items, (4, 6)))
-        return {"image": full(values), "image-grid": full(values.flip(-1))}
-
-
-class TinySensor:
-    """Arrays [5, 3]: five tokens."""
-
-    assets: ClassVar[tuple[str, ...]] = ()
-    modality: ClassVar[str] = "sensor"
-    streams: ClassVar[Mapping[str, Stream]] = {"sensor": Stream(5, 3)}
-    cacheable: ClassVar[bool] = False
-
-    def __init__(self, weights: Weights, seed: int, device: torch.device) -> None:
-        del weights, seed, device
-
-    def fingerprint(self) -> str:
-        """Hex SHA-256 of the name."""
-        return fingerprint_of("tiny-sensor")
-
-    def encode(self, items: Sequence[Item]) -> dict[str, Tokens]:
-        """The arrays as they are."""
-        return {"sensor": full(torch.from_numpy(_stack(items, (5, 3))))}
-
-
-class TinyText:
-    """Words: up to three tokens of the backbone's width, each drawn from its word."""
-
-    assets: ClassVar[tuple[str, ...]] = ()
-    modality: ClassVar[str] = "text"
-    streams: ClassVar[Mapping[str, Stream]] = {"text": Stream(3, WIDTH)}
-    cacheable: ClassVar[bool] = True
-
-    def __init__(self, weights: Weights, seed: int, device: torch.device) -> None:
-        del weights, seed, device
-
-    def fingerprint(self) -> str:
-        """Hex SHA-256 of the name."""
-        return fingerprint_of("tiny-text")
-
-    def encode(self, items: Sequence[Item]) -> dict[str, Tokens]:
-        """One token per word; no token behind the last."""
-        values, mask = torch.zeros(len(items), 3, WIDTH), torch.zeros(len(items), 3).bool()
-        for row, item in enumerate(items):
-            for at, word in enumerate(str(item.load()).split()[:3]):
-                drawn = generator(0, "word", word).standard_normal(WIDTH)
-                values[row, at] = torch.from_numpy(drawn.astype(np.float32))
-                mask[row, at] = True
-        return {"text": Tokens(values, mask)}
-
-
-def _stack(items: Sequence[Item], shape: tuple[int, int]) -> NDArray[np.float32]:
-    arrays = np.zeros((len(items), *shape), dtype=np.float32)
-    for row, item in enumerate(items):
-        array = item.load()
-        assert isinstance(array, np.ndarray)
-        arrays[row] = array
-    return arrays
 
 
 class TinyFusion:
@@ -323,85 +238,3 @@ def examples(task: str, count: int, modalities: Iterable[str], *, seed: int = 0)
         if m in held
     }
     return TaskData(task, inputs, torch.from_numpy(data.targets("train", rows)))
-
-
-@dataclass(frozen=True)
-class Call:
-    """One question to a device, and its answer."""
-
-    index: int
-    kind: str
-    t: int
-    question: Message
-    reply: Message
-
-
-class RecordingApp(ClientApp):
-    """The real ClientApp; every call is noted. Subclasses misbehave in `answer`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[Call] = []
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        """Answer and note it."""
-        index = context.node_id - FIRST_NODE
-        kind = message.metadata.message_type
-        t = int(cast(int, (message.content.config_records["config"])["t"]))
-        reply = self.answer(message, context, index=index, kind=kind, t=t)
-        self.calls.append(Call(index, kind, t, message, reply))
-        return reply
-
-    def answer(
-        self, message: Message, context: Context, *, index: int, kind: str, t: int
-    ) -> Message:
-        """The real answer."""
-        return client_app.app(message, context)
-
-    def of(self, kind: str) -> list[Call]:
-        """Calls of one kind, in order."""
-        return [c for c in self.calls if c.kind == kind]
-
-
-@dataclass
-class Played:
-    """A run over a fake grid, finished or not."""
-
-    config: RunConfig
-    files: RunFiles
-    app: RecordingApp
-    grid: FakeGrid
-    error: BaseException | None = None
-    events: list[Mapping[str, object]] = field(default_factory=list)
-
-    @property
-    def rounds(self) -> list[RoundReport]:
-        """Rounds as saved."""
-        return self.files.rounds()
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """``result.json``."""
-        return self.files.result()
-
-
-def play(
-    config: RunConfig,
-    out: Path,
-    *,
-    app: RecordingApp | None = None,
-    grid: type[FakeGrid] = FakeGrid,
-    event: Event | None = None,
-    **federation: Any,
-) -> Played:
-    """Run `federate` over a fake grid; what it raises is kept in ``error``."""
-    app = app or RecordingApp()
-    grid_of_devices = grid(app, config.tree.devices, config.to_flwr())
-    played = Played(config, RunFiles.create(out), app, grid_of_devices)
-    try:
-        federate(
-            played.grid, config, played.files, event=event or played.events.append, **federation
-        )
-    except Exception as error:
-        played.error = error
-    return played

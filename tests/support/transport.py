@@ -13,7 +13,7 @@ from hffm_flower.ledger import LinkClass, Phase, Transfer, traffic
 from hffm_flower.modules import ModularState
 from strategies.edge import EdgeStrategy
 from strategies.grids import ClusterRound, NestedGrid
-from tests.support.tiny import Played
+from tests.support.played import Played
 
 KINDS = {
     "query.profile": (Phase.SETUP, Phase.SETUP),

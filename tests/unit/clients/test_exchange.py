@@ -81,11 +81,12 @@ def train(
     config: RunConfig, plan: Plan, sent: ModularState, told: Admission | None, address: str = ""
 ) -> RecordDict:
     keys = tuple(initial(config))
-    return ask(
-        config, "train", address,
-        **{CONFIG: ConfigRecord({"t": 1}), MODULES: modules_record(sent),
-           PLAN: plan_record(plan_to_json(plan), keys, told)},
-    )  # fmt: skip
+    records: dict[str, Record] = {
+        CONFIG: ConfigRecord({"t": 1}),
+        MODULES: modules_record(sent),
+        PLAN: plan_record(plan_to_json(plan), keys, told),
+    }
+    return ask(config, "train", address, **records)
 
 
 def test_a_plan_without_a_ticket_is_an_error(tiny: RunConfig) -> None:
@@ -106,9 +107,8 @@ def test_a_ticket_of_another_device_or_round_is_an_error(
 def test_it_uploads_what_it_would_send_without_a_plan(tiny: RunConfig) -> None:
     state = initial(tiny)
     address = f"127.0.0.1:{free_port()}"
-    plain = update_of(
-        ask(tiny, "train", **{CONFIG: ConfigRecord({"t": 1}), MODULES: modules_record(state)})
-    )
+    records: dict[str, Record] = {CONFIG: ConfigRecord({"t": 1}), MODULES: modules_record(state)}
+    plain = update_of(ask(tiny, "train", **records))
     content = train(tiny, alone(tuple(state)), state, admission(state, here=address), address)
     (parcel,) = parcels_of(content)
     assert parcel.intact

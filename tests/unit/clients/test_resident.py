@@ -23,7 +23,8 @@ from hffm_flower.data.partition import Partition
 from hffm_flower.errors import ConfigError
 from hffm_flower.models.multimodal import module_keys
 from hffm_flower.modules import digest
-from tests.support.tiny import TinyFusion, TinyImage, forget
+from tests.support.tiny import TinyFusion, forget
+from tests.support.tiny_encoders import TinyImage
 
 CPU = torch.device("cpu")
 

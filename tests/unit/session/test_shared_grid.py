@@ -18,7 +18,7 @@ from strategies.federation import federate
 from strategies.grids import instruction
 from tests.support.fake_grid import FakeGrid
 from tests.support.memory import A, MemoryGrid, module, trained
-from tests.support.tiny import RecordingApp
+from tests.support.played import RecordingApp
 
 STATE: ModularState = {A: module(1, 2)}
 
