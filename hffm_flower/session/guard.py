@@ -65,15 +65,17 @@ class Bounds:
     """What the guard takes in. ``HFFM_GUARD_PUSH_MIB`` and so on in the environment change it.
 
     Attributes:
-        push_mib: Largest body of a call that brings a message or a part of one [MiB]; twice as
-            much may be under way at once, from all nodes together.
+        push_mib: Largest body of a call that brings a message or a part of one [MiB]; Flower
+            cuts arrays into parts of 5 MiB.
+        all_mib: Bodies under way at once, of all nodes together [MiB].
         connections: At once.
         per_address: Connections of one client address at once.
         stall_s: A body of which nothing comes for so long is given up [s].
         body_s: So is one that is not whole by then [s].
     """
 
-    push_mib: int = 512
+    push_mib: int = 64
+    all_mib: int = 1024
     connections: int = 1024
     per_address: int = 512
     stall_s: int = 60
@@ -188,7 +190,7 @@ class Guard:
             self._under_way += len(part)
             if body.came > body.most:
                 raise Refusal(413, f"more than {body.most} bytes")
-            if self._under_way > 2 * bounds.push_mib * MIB:
+            if self._under_way > bounds.all_mib * MIB:
                 raise Refusal(503, "too much is under way")
             body.whole = not message.get("more_body", False)
             yield part

@@ -30,7 +30,7 @@ def status(link: ssl.SSLSocket) -> int:
 @pytest.fixture(scope="module")
 def bounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     folder = tmp_path_factory.mktemp("guard")
-    guard = Guarded(folder, push_mib=1, per_address=4, stall_s=1, body_s=2)
+    guard = Guarded(folder, push_mib=1, all_mib=2, per_address=4, stall_s=1, body_s=2)
     yield guard
     guard.end()
 
@@ -71,7 +71,7 @@ def test_a_push_may_be_larger_than_other_calls(tmp_path: Path) -> None:
         assert guard.client.post(SMALL, content=bytes(2 * MIB)).status_code == 413
     finally:
         guard.end()
-    assert Bounds().body_bytes(b"/v1/fleet/push-messages") == 512 * MIB
+    assert Bounds().body_bytes(b"/v1/fleet/push-messages") == 64 * MIB
 
 
 def test_all_bodies_together_are_bounded(bounded: Guarded) -> None:
