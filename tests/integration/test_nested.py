@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,36 +51,49 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def start_edges(
+    config: RunConfig, serve: Callable[[Cluster, RunConfig], None]
+) -> tuple[list[int], list[threading.Thread]]:
+    """All edges of a run, each served in a thread; their gateways' ports, and the threads."""
+    ports, threads = [], []
+    for index, cluster in enumerate(plant(config).topology.clusters):
+        ports.append(free_port())
+        own = config.with_values(
+            deploy__tier="edge", deploy__edge=index, deploy__insecure=True,
+            deploy__gateway=f"127.0.0.1:{ports[-1]}",
+        )  # fmt: skip
+        grid = Cluster(client_app.app, config.tree.devices, own.to_flwr())
+        grid.members = cluster
+        threads.append(threading.Thread(target=serve, args=(grid, own)))
+        threads[-1].start()
+    return ports, threads
+
+
 @contextmanager
 def edges(config: RunConfig, out: Path) -> Iterator[list[int]]:
-    """All edges of a run, each in a thread; gives their gateways' ports."""
-    stop, errors, ports = threading.Event(), [], []
-    with ExitStack() as stack:
-        for index, cluster in enumerate(plant(config).topology.clusters):
-            port = free_port()
-            ports.append(port)
-            own = config.with_values(
-                deploy__tier="edge", deploy__edge=index, deploy__gateway=f"127.0.0.1:{port}",
-                deploy__insecure=True,
-            )  # fmt: skip
-            grid = Cluster(client_app.app, config.tree.devices, own.to_flwr())
-            grid.members = cluster
+    """All edges of a run, while it lasts; gives their gateways' ports."""
+    stop = threading.Event()
+    errors: list[BaseException] = []
 
-            def work(grid: Cluster = grid, own: RunConfig = own) -> None:
-                try:
-                    serve_edge(grid, own, RunFiles(out), stop=stop)
-                except BaseException as error:
-                    errors.append(error)
+    def serve(grid: Cluster, own: RunConfig) -> None:
+        try:
+            serve_edge(grid, own, RunFiles(out), stop=stop)
+        except BaseException as error:
+            errors.append(error)
 
-            thread = threading.Thread(target=work)
-            thread.start()
-            stack.callback(thread.join, 30)
-        stack.callback(stop.set)
+    ports, threads = start_edges(config, serve)
+    try:
         yield ports
-        for thread in threading.enumerate():
-            if thread.name.startswith("Thread-") and "work" in thread.name:
-                thread.join(20)
+        ended(threads)
+    finally:
+        stop.set()
+        ended(threads)
     assert not errors, errors
+
+
+def ended(threads: Iterable[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join(20)
 
 
 def deployed(config: RunConfig, out: Path) -> RunFiles:
@@ -173,29 +186,18 @@ def test_an_edge_that_was_restarted_goes_on_from_its_state(
     out = tmp_path / "deployed"
     files = RunFiles.create(out)
     cloud = again.with_values(deploy__tier="cloud", deploy__insecure=True)
-    ports = [free_port() for _ in range(2)]
-    threads = []
-    for index, cluster in enumerate(plant(again).topology.clusters):
-        own = again.with_values(
-            deploy__tier="edge", deploy__edge=index, deploy__insecure=True,
-            deploy__gateway=f"127.0.0.1:{ports[index]}",
-        )  # fmt: skip
-        grid = Cluster(client_app.app, 6, own.to_flwr())
-        grid.members = cluster
 
-        def supervise(grid: Cluster = grid, own: RunConfig = own) -> None:
-            while True:
-                try:
-                    serve_edge(grid, own, RunFiles(out), stop=threading.Event())
-                except Killed:
-                    continue
-                return
+    def supervise(grid: Cluster, own: RunConfig) -> None:
+        while True:
+            try:
+                serve_edge(grid, own, RunFiles(out), stop=threading.Event())
+            except Killed:
+                continue
+            return
 
-        threads.append(threading.Thread(target=supervise))
-        threads[-1].start()
+    ports, threads = start_edges(again, supervise)
     federate(Upstream(edge_proxy.app, 2, cloud.to_flwr()).at(ports), cloud, files)
-    for thread in threads:
-        thread.join(20)
+    ended(threads)
     assert broken == [2]
     assert bits(out) == bits(simulated.files.root)
     assert [r.t for r in files.rounds()] == [1, 2, 3, 4]
@@ -207,24 +209,14 @@ def test_an_edge_leaves_a_run_that_was_lost_for_the_next_one(
     config = tiny.with_values(rounds=2, tree__period=1, method="h-fedfm")
     simulated = play(config, tmp_path / "simulated")
     again = config.with_values(paths__state=str(tmp_path / "state-2"))
-    ports = [free_port() for _ in range(2)]
-    threads = []
-    for index, cluster in enumerate(plant(again).topology.clusters):
-        own = again.with_values(
-            deploy__tier="edge", deploy__edge=index, deploy__insecure=True,
-            deploy__gateway=f"127.0.0.1:{ports[index]}",
-        )  # fmt: skip
-        grid = Cluster(client_app.app, 6, own.to_flwr())
-        grid.members = cluster
 
-        def serve_twice(grid: Cluster = grid, own: RunConfig = own) -> None:
-            for number in range(2):
-                files = RunFiles(tmp_path / f"edges-{number}")
-                settings = own.with_values(deploy__run=f"life-{number}")
-                serve_edge(grid, settings, files, stop=threading.Event())
+    def serve_twice(grid: Cluster, own: RunConfig) -> None:
+        for number in range(2):
+            settings = own.with_values(deploy__run=f"life-{number}")
+            files = RunFiles(tmp_path / f"edges-{number}")
+            serve_edge(grid, settings, files, stop=threading.Event())
 
-        threads.append(threading.Thread(target=serve_twice))
-        threads[-1].start()
+    ports, threads = start_edges(again, serve_twice)
 
     def run_of_the_cloud(number: int) -> RunFiles:
         files = RunFiles.create(tmp_path / f"run-{number}")
@@ -249,9 +241,8 @@ def test_an_edge_leaves_a_run_that_was_lost_for_the_next_one(
     result = RunFiles(tmp_path / "run-1").result()
     assert (result["status"], result["reason"]) == ("failed", "Lost: the SuperLink is gone")
     files = run_of_the_cloud(2)
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
+    ended(threads)
+    assert not any(thread.is_alive() for thread in threads)
     assert files.result()["status"] == "finished"
     model = (files.root / "model.safetensors").read_bytes()
     assert model == (simulated.files.root / "model.safetensors").read_bytes()
