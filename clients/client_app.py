@@ -48,7 +48,7 @@ def profile(message: Message, context: Context) -> Message:
     """What this device is, and the layout of its modules."""
     with _one_thread():
         device = _device(context)
-        own = device.profile
+        own, model = device.profile, device.model()
         answer = {
             "version": f"{__version__} (protocol {PROTOCOL})",
             "settings": device.config.shared(),
@@ -57,10 +57,13 @@ def profile(message: Message, context: Context) -> Message:
             "tasks": dict(own.tasks),
             "wanted": own.wanted,
             "tests": dict(own.tests),
-            "layout": shapes(device.model().state()),
+            "layout": shapes(model.state()),
+            "ranks": {str(key): rank for key, rank in model.ranks.items()},
             "definitions": definitions(device.config.data.tasks),
             "skipped": device.own.report() if device.own else {},
             "peer": peer_address(context.node_config),
+            "rank": own.rank,
+            "experts": list(own.experts),
         }
     record = ConfigRecord({"json": json.dumps(answer)})
     return Message(RecordDict({"profile": record}), reply_to=message)
@@ -70,7 +73,8 @@ def profile(message: Message, context: Context) -> Message:
 def init(message: Message, context: Context) -> Message:
     """Initial modules that were asked for, and digests of the others."""
     with _one_thread():
-        state = _device(context).model().state()
+        model = _device(context).model()
+        state = model.initial(model.keys)
     send = _keys(text(message.content, CONFIG, "send"))
     compare = _keys(text(message.content, CONFIG, "digest"))
     if lacking := sorted(str(k) for k in {*send, *compare} - state.keys()):
@@ -112,6 +116,7 @@ def train_round(message: Message, context: Context) -> Message:
             model, device.train_data(), config.train,
             t=t, rounds=config.rounds, seed=config.seed, device_index=device.profile.index,
             segment=segment, segments=segments, progress=progress,
+            resting=device.resting(t),
         )  # fmt: skip
         own = set(model.keys) - sent
         if segment + 1 < segments:

@@ -37,6 +37,14 @@ class TaskData:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def without(self, modalities: Collection[str]) -> TaskData:
+        """The same examples, as if the device did not have ``modalities``."""
+        if not modalities:
+            return self
+        gone = {s for m, s in TASKS[self.task].inputs.items() if m in modalities}
+        kept = {s: t for s, t in self.inputs.items() if s not in gone}
+        return TaskData(self.task, kept, self.targets)
+
     def to(self, device: torch.device) -> TaskData:
         """The same examples on ``device``."""
         inputs = {s: t.to(device) for s, t in self.inputs.items()}

@@ -171,7 +171,7 @@ def _train(
         done = train(
             model, data, config.train,
             t=t, rounds=config.rounds, seed=config.seed, device_index=circle.me,
-            segment=segment, segments=segments, progress=progress,
+            segment=segment, segments=segments, progress=progress, resting=device.resting(t),
         )  # fmt: skip
         progress = done.progress
         mass = {k: n for k, n in done.mass.items() if k in modules}
@@ -183,8 +183,9 @@ def _train(
                 store.publish(model.state(own), t)
             store.keep(update, t)
         held = circle.play(segment, update)
-        after = {**modules, **update.state, **mixed(held)}
-        modules = {k: after[k] for k in modules}
+        if segment + 1 < segments:
+            after = {**modules, **update.state, **mixed(held)}
+            modules = {k: after[k] for k in modules}
     return update, done, held
 
 

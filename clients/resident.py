@@ -8,6 +8,7 @@ any device with the same result.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from clients.equipment import equipped, expert_mib, memories_mib, ranks
 from clients.examples import ExampleMemory, TaskData, load_task
+from clients.spec import model_spec, resting, tunings_of
 from hffm_flower.config import RunConfig
 from hffm_flower.data import DATASETS, TASKS
 from hffm_flower.data.dataset import Dataset, Split
@@ -26,37 +29,26 @@ from hffm_flower.data.partition_file import load_partition, save_partition
 from hffm_flower.errors import ConfigError
 from hffm_flower.models.backbones import BACKBONES
 from hffm_flower.models.encoders import ENCODERS, Encoder, FeatureCache, Weights
-from hffm_flower.models.multimodal import ModelSpec, MultimodalModel, task_modules
+from hffm_flower.models.multimodal import MultimodalModel
+from hffm_flower.models.parts import module_keys
+from hffm_flower.modules import ModuleKey
 from hffm_flower.profile import NodeProfile
 from hffm_flower.seeding import stream_seed
 
 
-def model_spec(config: RunConfig) -> ModelSpec:
-    """The model of a run, checked.
-
-    Raises:
-        ConfigError: It names something unknown.
-    """
-    spec = ModelSpec(
-        backbone=config.model.backbone,
-        encoders=config.encoder_names(),
-        weights=config.model.weights,
-        adapter_rank=config.model.adapter_rank,
-        seed=config.seed,
-    )
-    spec.check()
-    return spec
-
-
 def shared_partition(config: RunConfig) -> Partition:
     """Partition of a run: read from the cache folder, or drawn and left there."""
+    return _partition(_partition_file(config), config)
+
+
+def _partition_file(config: RunConfig) -> Path:
     data = config.data
     name = _partition_name(
         config.seed, config.tree.devices, data.tasks, data.alpha, data.full_modality_share,
         data.min_tasks, data.max_tasks, data.train_per_answer, data.test_per_answer,
         tuple(sorted(config.encoder_names())),
     )  # fmt: skip
-    return _partition(config.cache_dir() / "partitions" / f"{name}.npz", config)
+    return config.cache_dir() / "partitions" / f"{name}.npz"
 
 
 def _partition_name(*settings: object) -> str:
@@ -101,8 +93,8 @@ def _dataset(task: str, train_per_answer: int, test_per_answer: int, seed: int) 
 
 
 @lru_cache(maxsize=16)
-def _encoder(name: str, weights: Weights, seed: int, device: torch.device) -> Encoder:
-    return ENCODERS[name](weights, seed, device)
+def _encoder(name: str, weights: Weights, seed: int, device: torch.device, cut: int) -> Encoder:
+    return ENCODERS[name](weights, seed, device, cut)
 
 
 @lru_cache(maxsize=4)
@@ -162,18 +154,31 @@ class Device:
             )
         self.config, self.on, self.own = config, on, own
         self.spec = model_spec(config)
-        self.profile = own.profile(index) if own else shared_partition(config).profiles[index]
+        self.profile = own_profile(config, own, index) if own else all_profiles(config)[index]
 
     def model(self) -> MultimodalModel:
         """A model with the device's modules at their initial values."""
-        own = self.profile
-        keys = {
-            key for task in own.tasks
-            for key in task_modules(task, self._held(task), self.spec.backbone)
-        }  # fmt: skip
+        own, spec = self.profile, self.spec
+        tasks = self.config.data.tasks if spec.whole and own.tasks else tuple(own.tasks)
         frozen = frozen_layers(self.config, self.on)
-        model = MultimodalModel(self.spec, tuple(own.tasks), own.modalities, frozen, keys=keys)
-        return model.to(self.on)
+        return MultimodalModel(
+            spec, tasks, own.modalities, frozen, keys=self._keys(),
+            rank=own.rank, tails=lambda m: encoder_of(self.config, m, self.on).tail(),
+        ).to(self.on)  # fmt: skip
+
+    def _keys(self) -> set[ModuleKey]:
+        """Modules that the device holds."""
+        own, spec = self.profile, self.spec
+        if spec.whole and own.tasks:
+            return set(module_keys(self.config.data.tasks, tuple(spec.encoders), spec))
+        return {
+            key for task in own.tasks
+            for key in module_keys([task], self._held(task), spec, own.experts)
+        }  # fmt: skip
+
+    def resting(self, t: int) -> frozenset[ModuleKey]:
+        """The device's modules that are not trained in edge round ``t``."""
+        return resting(self.config, self._keys(), t)
 
     def train_data(self) -> list[TaskData]:
         """Training examples, one part per task."""
@@ -230,8 +235,9 @@ def frozen_layers(config: RunConfig, on: torch.device) -> nn.Module:
 
 def encoder_of(config: RunConfig, modality: str, on: torch.device) -> Encoder:
     """The encoder of a modality, loaded once per process."""
-    name = config.encoder_names()[modality]
-    return _encoder(name, config.model.weights, _weight_seed(config), on)
+    name, tuning = config.encoder_names()[modality], tunings_of(config).get(modality)
+    cut = tuning.blocks if tuning else 0
+    return _encoder(name, config.model.weights, _weight_seed(config), on, cut)
 
 
 def _weight_seed(config: RunConfig) -> int:
@@ -241,7 +247,31 @@ def _weight_seed(config: RunConfig) -> int:
 
 def all_profiles(config: RunConfig) -> tuple[NodeProfile, ...]:
     """Profiles of all devices of a run, by index."""
-    return shared_partition(config).profiles
+    return _profiles(_partition_file(config), config)
+
+
+@lru_cache(maxsize=8)
+def _profiles(path: Path, config: RunConfig) -> tuple[NodeProfile, ...]:
+    return equipped(config, model_spec(config), _partition(path, config).profiles)
+
+
+def own_profile(config: RunConfig, own: OwnData, index: int) -> NodeProfile:
+    """Profile of a device with data of its own.
+
+    Others know nothing of its tasks, so its experts are not chosen by them: it holds as many
+    as its memory does, from its index on.
+    """
+    spec, profile = model_spec(config), own.profile(index)
+    if spec.adapter == "lora":
+        return dataclasses.replace(profile, rank=ranks(config, spec)[index])
+    if spec.adapter != "experts":
+        return profile
+    most = min(
+        spec.experts, config.model.experts_held or spec.experts,
+        memories_mib(config)[index] // expert_mib(spec),
+    )  # fmt: skip
+    held = sorted((index + j) % spec.experts for j in range(int(most)))
+    return dataclasses.replace(profile, experts=tuple(held))
 
 
 def label_counts(config: RunConfig, task: str) -> NDArray[np.int64]:

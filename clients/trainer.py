@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clients.examples import TaskData
+from clients.masses import balance_of, dropped_modalities, masses, note_experts
 from clients.work import training_flops
 from hffm_flower.accelerator import mixed_precision
 from hffm_flower.errors import DivergedError, Interrupted
-from hffm_flower.models.multimodal import MultimodalModel, task_modules
+from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.modules import ModuleKey
 from hffm_flower.sections import TrainConfig
 from hffm_flower.seeding import generator
@@ -34,6 +35,7 @@ class Progress:
         flops: Operations done [flop].
         moments: ``parameter/name`` -> the optimiser's tensors.
         origin: Parameter -> its value when the round began; only for a proximal term.
+        used: Part of the data -> bool ``[examples, experts]``: which experts each example used.
     """
 
     steps: int = 0
@@ -42,24 +44,27 @@ class Progress:
     flops: float = 0.0
     moments: dict[str, Tensor] = field(default_factory=dict)
     origin: dict[str, Tensor] = field(default_factory=dict)
+    used: dict[str, Tensor] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """Flat form, to be saved; inverse of `of`."""
         totals = torch.tensor(
             [self.steps, self.loss, self.examples, self.flops], dtype=torch.float64
         )
-        moments = {f"moments/{n}": v.cpu() for n, v in self.moments.items()}
-        return {"totals": totals, **moments, **{f"origin/{n}": v for n, v in self.origin.items()}}
+        tables = {"moments": self.moments, "origin": self.origin, "used": self.used}
+        flat = {f"{t}/{n}": v.cpu() for t, table in tables.items() for n, v in table.items()}
+        return {"totals": totals, **flat}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Progress:
         """Read `tensors` back."""
         steps, loss, examples, flops = tensors["totals"].tolist()
-        found: dict[str, dict[str, Tensor]] = {"moments": {}, "origin": {}, "totals": {}}
+        found: dict[str, dict[str, Tensor]] = {t: {} for t in ("moments", "origin", "used")}
         for name, value in tensors.items():
             table, _, rest = name.partition("/")
-            found[table][rest] = value
-        return cls(int(steps), loss, int(examples), flops, found["moments"], found["origin"])
+            if rest:
+                found[table][rest] = value
+        return cls(int(steps), loss, int(examples), flops, **found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,7 @@ def train(
     segment: int = 0,
     segments: int = 1,
     progress: Progress | None = None,
+    resting: Collection[ModuleKey] = (),
     stopped: Callable[[], bool] = lambda: False,
 ) -> Trained:
     """Train ``model`` in place for one edge round, or for one segment of it.
@@ -129,7 +135,7 @@ def train(
     nothing exchanged between them, is the same to the last bit as a round in one go.
 
     Args:
-        model: On its device; all of its parts are trained.
+        model: On its device; all of its modules are trained but those in ``resting``.
         data: Local training data, on the same device as the model; each part one task.
         config: Epochs or steps, batch size, rate, decay, clipping, precision.
         t: Absolute edge round, from 1.
@@ -139,6 +145,7 @@ def train(
         segment: Which of the ``segments``, from 0.
         segments: Parts of about equally many batches.
         progress: What the segment before left; None for the first.
+        resting: Modules that are not trained in this round.
         stopped: Asked before every step.
 
     Raises:
@@ -147,7 +154,9 @@ def train(
     """
     sizes = [len(part) for part in data]
     plan = round_batches(sizes, config, generator(seed, "train", device_index, t))
-    named = {n: p for n, p in model.parts.named_parameters() if p.requires_grad}
+    lost = dropped_modalities(data, plan, config.modality_dropout,
+                              generator(seed, "dropout", device_index, t))  # fmt: skip
+    named = model.parameters_of(k for k in model.keys if k not in resting)
     weights = list(named.values())
     on = weights[0].device
     flops = training_flops(model, data)
@@ -165,15 +174,17 @@ def train(
     total = torch.tensor(done.loss, dtype=torch.float64)
     model.train()
     last = len(plan) * (segment + 1) // segments
-    for index, rows in plan[done.steps : last]:
+    for step in range(done.steps, last):
         if stopped():
             raise Interrupted("stopped on request")
-        batch = data[index].index(torch.from_numpy(rows).to(on))
+        index, rows = plan[step]
+        batch = data[index].index(torch.from_numpy(rows).to(on)).without(lost[step])
         with mixed_precision(on, config.precision):
             output = model(batch.task, batch.inputs)
         loss = model.head(batch.task).loss(output.float(), batch.targets)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        model.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss + config.balance * balance_of(model))
+        note_experts(done.used, model, index, rows, len(data[index]))
         _add_proximal(weights, start, config.proximal_mu)
         if config.clip_norm:
             torch.nn.utils.clip_grad_norm_(weights, config.clip_norm)
@@ -187,26 +198,12 @@ def train(
             "train.clip-norm"
         )
     done.steps, done.loss, done.moments = last, float(total), _moments(optimizer, named)
-    mass = _mass(model, data, plan[:last])
+    mass = masses(model, data, plan[:last], lost, done.used)
+    mass = {k: n for k, n in mass.items() if k not in resting}
     return Trained(mass, done.loss, done.examples, done.flops, done)
 
 
-def _mass(
-    model: MultimodalModel, data: Sequence[TaskData], done: Batches
-) -> dict[ModuleKey, float]:
-    """Distinct examples behind each module; modules without any are left out."""
-    mass: dict[ModuleKey, float] = {}
-    for index, part in enumerate(data):
-        rows = [r for i, r in done if i == index]
-        seen = len(np.unique(np.concatenate(rows))) if rows else 0
-        for key in task_modules(part.task, part.modalities, model.spec.backbone):
-            mass[key] = mass.get(key, 0.0) + float(seen)
-    return {k: n for k, n in sorted(mass.items()) if n > 0}
-
-
-def _moments(
-    optimizer: torch.optim.Optimizer, named: Mapping[str, torch.nn.Parameter]
-) -> dict[str, Tensor]:
+def _moments(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         f"{name}/{kind}": value
         for name, weight in named.items()
@@ -216,7 +213,7 @@ def _moments(
 
 def _restore(
     optimizer: torch.optim.Optimizer,
-    named: Mapping[str, torch.nn.Parameter],
+    named: Mapping[str, Tensor],
     moments: Mapping[str, Tensor],
 ) -> None:
     for key, value in moments.items():
@@ -224,7 +221,7 @@ def _restore(
         optimizer.state[named[name]][kind] = value.to(named[name].device)
 
 
-def _add_proximal(weights: list[torch.nn.Parameter], start: list[Tensor], mu: float) -> None:
+def _add_proximal(weights: list[Tensor], start: list[Tensor], mu: float) -> None:
     """Add the gradient of ``mu/2 |w - start|^2``, for the weights that this batch trains."""
     for weight, origin in zip(weights, start, strict=False):
         if weight.grad is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -33,6 +33,13 @@ from hffm_flower.sections import (
     TrainConfig,
     TreeConfig,
 )
+
+FORMS: Final[Mapping[str, str]] = {
+    "model.encoders": "modality=encoder",
+    "model.tune": "modality=last:N or modality=lora:R[:N]",
+    "model.prompts": "task=N, modality=N or missing=N",
+}
+"""Settings whose words are pairs -> their form."""
 
 Flat = dict[str, str | int | float | bool]
 
@@ -107,7 +114,7 @@ class RunConfig(Section):
         """Flat form with dotted keys and scalar values only; inverse of `from_flwr`."""
         flat: Flat = {}
         for key, value in _flatten(self.model_dump(by_alias=True)).items():
-            scalar = " ".join(value) if isinstance(value, tuple) else value
+            scalar = " ".join(map(str, value)) if isinstance(value, tuple) else value
             assert isinstance(scalar, str | int | float | bool)
             flat[key] = scalar
         return flat
@@ -183,17 +190,30 @@ class RunConfig(Section):
         """Whether devices hang on the cloud directly."""
         return METHODS[self.method].flat
 
+    @property
+    def has_lora(self) -> bool:
+        """Whether any module consists of LoRA factors."""
+        return self.model.adapter == "lora" or any("=lora:" in t for t in self.model.tune)
+
     def encoder_names(self) -> dict[str, str]:
         """Modality -> name of its encoder."""
-        pairs = {}
-        for item in self.model.encoders:
-            modality, equals, name = item.partition("=")
-            if not equals or not modality or not name or modality in pairs:
+        return self.pairs("model.encoders", self.model.encoders)
+
+    @staticmethod
+    def pairs(key: str, items: Iterable[str]) -> dict[str, str]:
+        """Setting ``key``, whose words are ``name=value``, as a dict.
+
+        Raises:
+            ConfigError: A word is not of that form, or a name comes twice.
+        """
+        pairs: dict[str, str] = {}
+        for item in items:
+            name, equals, value = item.partition("=")
+            if not equals or not name or not value or name in pairs:
                 raise ConfigError(
-                    f"{item!r} is not of the form modality=encoder, one for each modality",
-                    key="model.encoders",
+                    f"{item!r} is not of the form {FORMS[key]}, one for each", key=key
                 )
-            pairs[modality] = name
+            pairs[name] = value
         return pairs
 
 

@@ -92,6 +92,10 @@ class ModularUpdate:
         """Multiply the mass by ``factor`` >= 0; the means stay as they are."""
         return ModularUpdate(self.state, {k: m * factor for k, m in self.mass.items()})
 
+    def live(self) -> list[ModuleKey]:
+        """Modules with mass, sorted."""
+        return [k for k in sorted(self.state) if self.mass[k] > 0.0]
+
     def only(self, keys: Iterable[ModuleKey]) -> ModularUpdate:
         """Keep the modules named in ``keys`` that are present."""
         kept = sorted(set(keys) & self.state.keys())
@@ -111,16 +115,19 @@ class Merger:
         self._sums: dict[ModuleKey, dict[str, Tensor]] = {}
         self._mass: dict[ModuleKey, float] = {}
 
-    def add(self, update: ModularUpdate) -> None:
-        """Mix in ``update``; it is checked whole before anything of it is added.
+    def check(self, update: ModularUpdate) -> None:
+        """Refuse what `add` cannot mix in.
 
         Raises:
             ModuleError: A module has other tensors, shapes or dtypes than before.
         """
-        live = [k for k in sorted(update.state) if update.mass[k] > 0.0]
-        for key in live:
+        for key in update.live():
             _check_fits(key, update.state[key], self._sums.get(key))
-        for key in live:
+
+    def add(self, update: ModularUpdate) -> None:
+        """Mix in ``update``; it is checked whole before anything of it is added."""
+        self.check(update)
+        for key in update.live():
             mass = np.float32(update.mass[key])
             into = self._sums.get(key)
             if into is None:
@@ -159,12 +166,23 @@ def merge(updates: Iterable[ModularUpdate]) -> ModularUpdate:
 
 
 def shapes(state: ModularState) -> dict[str, str]:
-    """Layout of ``state``: ``kind/name/tensor`` -> ``float32[384,16]``."""
+    """Layout of ``state``: ``kind/name/tensor`` -> ``float32[384,16]``.
+
+    The rank of a LoRA factor may differ between nodes: it is written ``r``.
+    """
     return {
-        f"{key}/{name}": f"{array.dtype}[{','.join(map(str, array.shape))}]"
+        f"{key}/{name}": f"{array.dtype}[{','.join(_sizes(name, array))}]"
         for key in sorted(state)
         for name, array in sorted(state[key].items())
     }
+
+
+def _sizes(name: str, array: Tensor) -> list[str]:
+    sizes = [str(size) for size in array.shape]
+    for factor, place in (("lora_A.weight", 0), ("lora_B.weight", 1)):
+        if name.endswith(factor) and len(sizes) > place:
+            sizes[place] = "r"
+    return sizes
 
 
 def digest(state: ModuleState) -> str:

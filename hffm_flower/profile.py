@@ -17,6 +17,8 @@ class NodeProfile:
         wanted: Tasks that it was given, trainable or not.
         tests: Tasks -> examples of its shard of the test set.
         peer: ``host:port`` where other devices reach it; empty: nowhere.
+        rank: Rank of its LoRA in the backbone; 0: it has none.
+        experts: Experts that it holds.
     """
 
     index: int
@@ -25,6 +27,8 @@ class NodeProfile:
     wanted: tuple[str, ...] = ()
     tests: Mapping[str, int] = field(default_factory=dict)
     peer: str = ""
+    rank: int = 0
+    experts: tuple[int, ...] = ()
 
     @property
     def idle(self) -> bool:

@@ -26,6 +26,7 @@ PROTOCOL: Final = 1
 
 MODULES: Final = "modules"
 MASS: Final = "mass"
+TAILS: Final = "tails"
 CONFIG: Final = "config"
 REPORT: Final = "report"
 TRANSFERS: Final = "transfers"

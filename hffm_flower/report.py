@@ -55,6 +55,8 @@ class RoundReport:
         latency_s: Time of the round by the radio model [s].
         energy_j: Energy of the round by the radio model, all nodes together [J].
         seconds: Wall time since the run began, when known [s].
+        lora_bound: LoRA module that the cloud has aggregated -> bound on the error that
+            truncation to lower ranks has made, over all tiers.
     """
 
     t: int
@@ -70,6 +72,7 @@ class RoundReport:
     latency_s: float = 0.0
     energy_j: float = 0.0
     seconds: float = 0.0
+    lora_bound: dict[str, float] = field(default_factory=dict)
 
     def add_score(self, tier: str, split: str, task: str, score: Score) -> None:
         """Add counts to one cell."""

@@ -111,8 +111,7 @@ class Schedule:
                     key="server.modules",
                 )
         items += _items(METHODS[method].policy.format(period=period))
-        placed = {k: next(p for g, p in items if fnmatchcase(str(k), g)) for k in names}
-        return cls(placed, rounds)
+        return cls({k: _first(items, k) for k in names}, rounds)
 
     def scoped(self, scope: Scope) -> tuple[ModuleKey, ...]:
         """Modules of that scope, in order."""
@@ -149,6 +148,31 @@ class Schedule:
         if self.scoped(Scope.CLOUD):
             return tuple(range(max(1, self.rounds - self.cycle() + 1), self.rounds + 1))
         return self.exchanges(report_every)
+
+
+def resting(
+    keys: Iterable[ModuleKey], t: int, *, method: str, policy: str, period: int
+) -> frozenset[ModuleKey]:
+    """Factors of alternated LoRA that are not trained in edge round ``t``.
+
+    Keys that end with ``.B`` are trained first, then those with ``.A``, and so on; each for as
+    long as the module's period, so that between two aggregations of the whole tree only one
+    factor changes and its mean is exact. Source: RoLoRA, arXiv 2502.01755.
+    """
+    items = [*_items(policy), *_items(METHODS[method].policy.format(period=period))]
+    found = set()
+    for key in keys:
+        if key.name[-2:] in (".A", ".B"):
+            whole = ModuleKey(key.kind, f"{key.name[:-2]}.B")
+            turn = (t - 1) // _first(items, whole).period % 2
+            if turn != (key.name[-1] == "A"):
+                found.add(key)
+    return frozenset(found)
+
+
+def _first(items: Iterable[tuple[str, Placement]], key: ModuleKey) -> Placement:
+    """Place of the first pattern that matches."""
+    return next(place for pattern, place in items if fnmatchcase(str(key), pattern))
 
 
 def _items(policy: str) -> Iterator[tuple[str, Placement]]:

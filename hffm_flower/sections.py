@@ -15,7 +15,16 @@ def _words(value: object) -> object:
     return tuple(value.split()) if isinstance(value, str) else value
 
 
+def _numbers(value: object) -> object:
+    """Accept ``1``, ``"1 2"`` and ``[1, 2]`` alike."""
+    single = isinstance(value, int | float) and not isinstance(value, bool)
+    return (value,) if single else _words(value)
+
+
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
+Rank = Annotated[int, Field(ge=1, le=1024)]
+Ranks = Annotated[tuple[Rank, ...], BeforeValidator(_numbers)]
 
 
 class Section(BaseModel):
@@ -36,6 +45,10 @@ class TreeConfig(Section):
     devices: int = Field(40, ge=1, le=10_000)
     edges: int = Field(10, ge=1, le=10_000)
     period: int = Field(2, ge=1, description="edge rounds per cloud round (E)")
+    memory_mib: Numbers = Field(
+        (), description="of devices, for adapters or experts in training; each has one of these"
+    )
+    edge_memory_mib: float = Field(0.0, ge=0, description="of an edge, for experts; 0: no limit")
 
 
 class DataConfig(Section):
@@ -63,7 +76,26 @@ class ModelConfig(Section):
     weights: Literal["pretrained", "random"] = Field(
         "pretrained", description="frozen weights: pretrained, or random as a baseline"
     )
-    adapter_rank: int = Field(32, ge=1, le=1024)
+    adapter: Literal["bottleneck", "lora", "experts", "none"] = Field(
+        "bottleneck", description="what is trained in the backbone's frozen layers"
+    )
+    adapter_rank: int = Field(32, ge=1, le=1024, description="width of a bottleneck")
+    lora_ranks: Ranks = Field((8,), min_length=1, description="each device has one of these")
+    lora_alpha: float = Field(16.0, gt=0)
+    lora_scaling: Literal["standard", "rslora"] = Field(
+        "standard", description="scale alpha / rank, or alpha / sqrt(rank)"
+    )
+    lora_targets: Words = Field(("query", "value"), description="projections of the backbone")
+    tune: Words = Field(
+        (), description="modality=last:N or modality=lora:R[:N]: trained last blocks of an encoder"
+    )
+    tune_targets: Words = Field(("*",), description="layers of those blocks that get LoRA")
+    prompts: Words = Field((), description="task=N, modality=N, missing=N: soft prompt tokens")
+    experts: int = Field(4, ge=1, le=256)
+    experts_per_example: int = Field(2, ge=1, description="top-k of the gate")
+    expert_copies: int = Field(2, ge=1, description="devices that hold each expert, at least")
+    experts_held: int = Field(0, ge=0, description="by a device, at most; 0: as memory allows")
+    whole: bool = Field(False, description="baseline: no modules, absent inputs are zeros")
 
 
 class TrainConfig(Section):
@@ -81,6 +113,10 @@ class TrainConfig(Section):
     proximal_mu: float = Field(0.0, ge=0, description="FedProx term; 0: off")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    modality_dropout: float = Field(
+        0.0, ge=0, lt=1, description="chance that a batch goes without an optional modality"
+    )
+    balance: float = Field(0.01, ge=0, description="weight of the experts' load-balancing loss")
 
 
 class ServerConfig(Section):
@@ -91,6 +127,12 @@ class ServerConfig(Section):
     quorum: float = Field(0.5, ge=0, le=1, description="share of asked nodes that must answer")
     deadline_s: float = Field(600.0, gt=0, description="wait for one edge round's answers")
     rule: str = Field("mean", description="how updates become one: mean, median")
+    lora_rule: str = Field(
+        "lora-exact",
+        description="of LoRA factors: lora-exact, -naive, -ffa, -alternate, -share-a",
+    )
+    edge_rank: int = Field(0, ge=0, description="lora-exact: what edges keep; 0: all")
+    cloud_rank: int = Field(0, ge=0, description="what the cloud keeps; 0: the highest device's")
     optimizer: str = Field(
         "*=mean", description="kind=mean | momentum:LR:BETA | adam:LR, first match wins"
     )

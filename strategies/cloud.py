@@ -16,12 +16,22 @@ from flwr.serverapp import Grid
 
 from hffm_flower.errors import ProtocolError, QuorumError
 from hffm_flower.ledger import Ledger, from_line
-from hffm_flower.modules import ModularState, ModuleKey
-from hffm_flower.records import CONFIG, MODULES, REPORT, TRANSFERS, modules_record, words
+from hffm_flower.modules import ModularState, ModularUpdate, ModuleKey
+from hffm_flower.records import (
+    CONFIG,
+    MODULES,
+    REPORT,
+    TAILS,
+    TRANSFERS,
+    masses,
+    modules_record,
+    words,
+)
 from hffm_flower.report import RoundReport
 from hffm_flower.schedule import Schedule, Scope
 from strategies.grids import EVALUATE_CLUSTER, TRAIN_CLUSTER, instruction
 from strategies.modular import Gathered, Member, ModularStrategy
+from strategies.rules import LoraPolicy
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +56,7 @@ class CloudStrategy(ModularStrategy):
         report_every: Edge rounds between reports where nothing reaches the cloud.
         ledger: Where the transfers that edges report are entered.
         on_round: Called once per edge round, in order.
+        lora: As in `ModularStrategy`.
     """
 
     def __init__(
@@ -61,10 +72,11 @@ class CloudStrategy(ModularStrategy):
         report_every: int,
         on_round: OnRound,
         ledger: Ledger | None = None,
+        lora: LoraPolicy | None = None,
     ) -> None:
         super().__init__(
             members, schedule, rule=rule, optimizer=optimizer, quorum=quorum,
-            deadline_s=deadline_s,
+            deadline_s=deadline_s, lora=lora,
         )  # fmt: skip
         self.modules = dict(initial)
         self.versions = dict.fromkeys(initial, 0)
@@ -75,6 +87,7 @@ class CloudStrategy(ModularStrategy):
         self._held: dict[int, dict[ModuleKey, int]] = {n: {} for n in members}
         self._sent: dict[int, dict[ModuleKey, int]] = {}
         self._reports: dict[int, RoundReport] = {}
+        self._tails: dict[ModuleKey, list[tuple[float, float]]] = {}
 
     def span(self, server_round: int) -> tuple[int, int]:
         """First and last edge round of an exchange."""
@@ -109,6 +122,7 @@ class CloudStrategy(ModularStrategy):
             QuorumError: No device of any edge could be used in the whole exchange.
         """
         _, last = self.span(server_round)
+        self._tails = {}
         got = self._take(replies)
         if not any(report.devices for report in self._reports.values()):
             reasons = sorted({w for r in self._reports.values() for w in r.dropped.values()})
@@ -118,6 +132,7 @@ class CloudStrategy(ModularStrategy):
             )
         if self.has_quorum(len(got.answers), len(self.members)):
             self.publish(got.update, last, final=self._cloud_keys)
+            self._reports[last].lora_bound = self._bounds(got)
         else:
             log.warning(
                 "cloud round %d: %d of %d edges answered, below the quorum of %g; "
@@ -150,12 +165,28 @@ class CloudStrategy(ModularStrategy):
         """The modules that the cloud has aggregated at least once."""
         return {k: self.modules[k] for k in self.modules if self.versions[k] > 0}
 
-    def inspect(self, reply: Message) -> None:
-        """Refuse an edge's reply without readable reports."""
+    def inspect(self, member: Member, reply: Message, update: ModularUpdate) -> None:
+        """Refuse an edge's reply without readable reports; note what its LoRA has lost."""
         try:
             _reports_of(reply)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ProtocolError(f"its report cannot be read: {error}") from error
+        for key, tail in masses(reply.content, TAILS).items():
+            if key in update.mass and tail >= 0:
+                self._tails.setdefault(key, []).append((update.mass[key], tail))
+
+    def _bounds(self, got: Gathered) -> dict[str, float]:
+        """Bound on the error of every LoRA module's new value, by truncation in all tiers.
+
+        The cloud's tail plus the mean of the edges', each a sum of singular values: no more is
+        missing in nuclear norm, and so in Frobenius norm, of the mean of all devices' products.
+        """
+        bounds = {}
+        for key, tail in got.tails.items():
+            total = got.update.mass[key]
+            below = sum(mass / total * edge for mass, edge in self._tails.get(key, []))
+            bounds[str(key)] = tail + below
+        return bounds
 
     def _take(self, replies: Iterable[Message]) -> Gathered:
         """Gather; the edges' reports are added to the rounds', their edges are up to date."""
@@ -180,11 +211,8 @@ class CloudStrategy(ModularStrategy):
         for node, member in self.members.items():
             versions = {k: self.versions[k] for k in member.keys if k in self.versions}
             self._sent[node] = versions
-            modules = {
-                k: self.modules[k]
-                for k in member.keys
-                if k in self.modules and self._held[node].get(k) != versions[k]
-            }
+            fresh = [k for k in versions if self._held[node].get(k) != versions[k]]
+            modules = self.held_by(member, (k for k in fresh if k in self.modules))
             content = RecordDict(
                 {
                     MODULES: modules_record(modules),

@@ -22,6 +22,7 @@ from hffm_flower.records import (
     MASS,
     MODULES,
     REPORT,
+    TAILS,
     mass_record,
     metrics,
     modules_of,
@@ -32,6 +33,7 @@ from hffm_flower.report import RoundReport, Score
 from hffm_flower.schedule import Schedule, Scope
 from strategies.grids import EVALUATE, EVALUATE_CLUSTER, TRAIN, ClusterRound, instruction
 from strategies.modular import Gathered, Member, ModularStrategy
+from strategies.rules import LoraPolicy
 from strategies.selection import participants
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class EdgeStrategy(ModularStrategy):
         deadline_s: As in `ModularStrategy`.
         report_every: Edge rounds between reports where nothing reaches the cloud.
         on_round: Told of every edge round as it ends, before the cloud hears of it.
+        lora: As in `ModularStrategy`.
     """
 
     def __init__(
@@ -75,10 +78,11 @@ class EdgeStrategy(ModularStrategy):
         deadline_s: float,
         report_every: int,
         on_round: Callable[[RoundReport], None] = lambda report: None,
+        lora: LoraPolicy | None = None,
     ) -> None:
         super().__init__(
             members, schedule, rule=rule, optimizer=optimizer, quorum=quorum,
-            deadline_s=deadline_s,
+            deadline_s=deadline_s, lora=lora,
         )  # fmt: skip
         self.index = index
         self.seed = seed
@@ -93,6 +97,7 @@ class EdgeStrategy(ModularStrategy):
         self._on_round = on_round
         self.final_modules: dict[ModuleKey, ModuleState] = {}
         self.trained: dict[ModuleKey, dict[int, float]] = defaultdict(dict)
+        self.tails: dict[ModuleKey, float] = {}
 
     def cluster_round(self, kind: str, content: RecordDict) -> ClusterRound:
         """Play the edge's share of a cloud message.
@@ -107,7 +112,7 @@ class EdgeStrategy(ModularStrategy):
             self.adopt(modules_of(content), last)
             report = RoundReport(last)
             self.score((yield self.ask_evaluate(report)), report, "cloud")
-            return _reply(ModularUpdate({}, {}), [report])
+            return _reply(ModularUpdate({}, {}), [report], {})
         if self.t < first:
             self.adopt(modules_of(content), first - 1)
             self.reports = []
@@ -121,7 +126,7 @@ class EdgeStrategy(ModularStrategy):
             self._on_round(report)
         if last == self.schedule.rounds:
             self.final_modules = dict(self.modules)
-        return _reply(self.contribution(self.schedule.due(last)), self.reports)
+        return _reply(self.contribution(self.schedule.due(last)), self.reports, self.tails)
 
     def adopt(self, modules: Mapping[ModuleKey, ModuleState], t: int) -> None:
         """Take modules from the cloud; what was trained on them before is accounted for."""
@@ -129,6 +134,7 @@ class EdgeStrategy(ModularStrategy):
         self.versions = {**self.versions, **dict.fromkeys(modules, t)}
         for key in modules:
             self.trained.pop(key, None)
+            self.tails.pop(key, None)
 
     def contribution(self, due: Collection[ModuleKey]) -> ModularUpdate:
         """The edge's update of the modules that are due.
@@ -168,6 +174,7 @@ class EdgeStrategy(ModularStrategy):
             )  # fmt: skip
             return
         self.publish(got.update, report.t, final=self.own)
+        self.tails |= got.tails
         report.devices += sorted(used)
         for answer in got.answers:
             figures = metrics(answer.message.content, "metrics")
@@ -208,8 +215,9 @@ class EdgeStrategy(ModularStrategy):
         """One message per node with exactly the modules that its profile names."""
         out = []
         for node in nodes:
-            keys = [k for k in self.members[node].keys if k in self.modules]
-            record = modules_record({k: self.modules[k] for k in keys if k not in self.personal})
+            member = self.members[node]
+            keys = [k for k in member.keys if k in self.modules and k not in self.personal]
+            record = modules_record(self.held_by(member, keys))
             config = ConfigRecord({"t": report.t})
             content = RecordDict({MODULES: record, CONFIG: config})
             out.append(
@@ -254,11 +262,15 @@ class EdgeStrategy(ModularStrategy):
         )
 
 
-def _reply(update: ModularUpdate, reports: list[RoundReport]) -> RecordDict:
+def _reply(
+    update: ModularUpdate, reports: list[RoundReport], tails: Mapping[ModuleKey, float]
+) -> RecordDict:
+    sent = {key: tail for key, tail in tails.items() if key in update.state}
     return RecordDict(
         {
             MODULES: modules_record(update.state),
             MASS: mass_record(update.mass),
+            TAILS: mass_record(sent),
             REPORT: ConfigRecord({"rounds": [r.to_json() for r in reports]}),
         }
     )

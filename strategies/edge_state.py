@@ -38,6 +38,7 @@ def save_edge(path: Path, edge: EdgeStrategy, keys: Iterable[ModuleKey]) -> None
         "t": edge.t,
         "keys": [str(k) for k in keys],
         "versions": {str(k): v for k, v in edge.versions.items()},
+        "tails": {str(k): tail for k, tail in edge.tails.items()},
         "trained": {str(k): dict(who) for k, who in edge.trained.items()},
         "reports": [r.to_json() for r in edge.reports],
     }
@@ -74,6 +75,7 @@ def restore_edge(path: Path, edge: EdgeStrategy) -> None:
     edge.optimizer.restore(moments)
     edge.t = int(words["t"])
     edge.versions = {ModuleKey.parse(k): int(v) for k, v in words["versions"].items()}
+    edge.tails = {ModuleKey.parse(k): float(v) for k, v in words["tails"].items()}
     for key, who in words["trained"].items():
         edge.trained[ModuleKey.parse(key)] = {int(d): float(n) for d, n in who.items()}
     edge.reports = [RoundReport.from_json(line) for line in words["reports"]]

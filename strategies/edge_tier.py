@@ -36,7 +36,7 @@ from strategies.edge_state import restore_edge, save_edge, saved_keys
 from strategies.grids import BEGIN, END, INIT, PROFILE_QUERY, ClusterGrid
 from strategies.issuer import Issuer
 from strategies.planner import NO_PLAN
-from strategies.planting import edge_of, schedule_of
+from strategies.planting import edge_of, highest_ranks, schedule_of
 from strategies.registration import (
     PROFILE,
     VERSION,
@@ -154,6 +154,7 @@ class EdgeTier:
     def _profile(self) -> RecordDict:
         """The edge as if it were a device that holds what its devices hold."""
         profiles = [d.profile for d in self.devices.values()]
+        members = [d.member() for d in self.devices.values()]
         layout = {n: s for d in self.devices.values() for n, s in d.layout.items()}
         tasks: dict[str, int] = {}
         for profile in profiles:
@@ -170,6 +171,7 @@ class EdgeTier:
                 "tests": {},
                 "layout": layout,
                 "definitions": definitions(self.config.data.tasks),
+                "ranks": {str(k): rank for k, rank in highest_ranks(members).items()},
             }
         )
 

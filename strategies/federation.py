@@ -29,7 +29,7 @@ from strategies.grids import ClusterGrid, NestedGrid
 from strategies.modular import Member
 from strategies.peer_grid import PeerGrid
 from strategies.planner import check_exchange
-from strategies.planting import edge_of, schedule_of
+from strategies.planting import edge_of, highest_ranks, lora_of, schedule_of
 from strategies.registration import (
     VERSION,
     Registered,
@@ -139,7 +139,12 @@ class Federation:
         self._refuse(devices, silent)
         self.edges = self._plant(devices, schedule)
         members = {
-            node: Member(e.index, e.keys, sum(m.examples for m in e.members.values()))
+            node: Member(
+                e.index,
+                e.keys,
+                sum(m.examples for m in e.members.values()),
+                ranks=highest_ranks(e.members.values()),
+            )
             for node, e in self.edges.items()
         }
         hops = {n: (CLOUD, f"edge/{e.index}") for n, e in self.edges.items()}
@@ -177,6 +182,7 @@ class Federation:
             rule=server.rule, optimizer=server.optimizer, quorum=server.quorum,
             deadline_s=server.deadline_s, report_every=server.evaluate_every,
             on_round=self._on_round, ledger=self.ledger,
+            lora=lora_of(self.config, members.values(), cloud=True),
         )  # fmt: skip
         self.exchanges = frozenset(cloud.exchanges)
         self.phase = "training"

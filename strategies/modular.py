@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from flwr.app import Message
@@ -17,10 +18,11 @@ from flwr.serverapp.strategy import Strategy
 
 from hffm_flower.d2d import Parcel
 from hffm_flower.errors import DivergedError, HffmError, ModuleError
-from hffm_flower.modules import ModularUpdate, ModuleKey, ModuleState
+from hffm_flower.lora import check_pairs, fit, is_lora
+from hffm_flower.modules import ModularUpdate, ModuleKey, ModuleState, shapes
 from hffm_flower.records import update_of
 from hffm_flower.schedule import Schedule
-from strategies.rules import RULES
+from strategies.rules import Aggregation, LoraPolicy
 from strategies.server_optimizers import OptimizerPolicy
 
 log = logging.getLogger(__name__)
@@ -41,12 +43,14 @@ class Member:
         keys: Modules that it holds.
         examples: Most mass that it can have behind a module [examples].
         tests: Task -> examples of its shard of the IID test set; None: not known.
+        ranks: LoRA module -> highest rank that it can use.
     """
 
     index: int
     keys: tuple[ModuleKey, ...]
     examples: float = _MOST_MASS
     tests: Mapping[str, int] | None = None
+    ranks: Mapping[ModuleKey, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +87,14 @@ class Gathered:
         answers: The usable replies, in order of the children's index.
         refused: Index of a child -> why its reply cannot be used.
         behind: Children whose mass is in ``update``.
+        tails: LoRA module -> sum of the singular values that aggregation has discarded.
     """
 
     update: ModularUpdate
     answers: tuple[Answer, ...]
     refused: Mapping[int, str]
     behind: Mapping[ModuleKey, Mapping[int, float]]
+    tails: Mapping[ModuleKey, float]
 
 
 class ModularStrategy(Strategy):
@@ -98,6 +104,7 @@ class ModularStrategy(Strategy):
         members: Node id -> child, of every child that takes part in the run.
         schedule: Scope and period of every module.
         rule: Name in `RULES`: how the children's updates become one.
+        lora: How LoRA factors become one.
         optimizer: Server optimisers' policy string (`server_optimizers`).
         quorum: Share of the asked children that must answer for a round to count.
         deadline_s: How long to wait for one round's answers [s].
@@ -112,8 +119,10 @@ class ModularStrategy(Strategy):
         optimizer: str,
         quorum: float,
         deadline_s: float,
+        lora: LoraPolicy | None = None,
     ) -> None:
-        self.rule = RULES[rule]
+        self.lora = lora or LoraPolicy()
+        self.rule = partial(Aggregation, rule, self.lora)
         self.members = dict(sorted(members.items(), key=lambda item: item[1].index))
         self.schedule = schedule
         self.quorum = quorum
@@ -121,6 +130,7 @@ class ModularStrategy(Strategy):
         self.modules: dict[ModuleKey, ModuleState] = {}
         self.versions: dict[ModuleKey, int] = {}
         self.optimizer = OptimizerPolicy(optimizer)
+        self._cut: dict[tuple[ModuleKey, int], tuple[ModuleState | None, ModuleState]] = {}
 
     @property
     def keys(self) -> tuple[ModuleKey, ...]:
@@ -145,12 +155,13 @@ class ModularStrategy(Strategy):
         def take(member: Member, reply: Message) -> None:
             update = update_of(reply.content)
             self._check(update, member, member.keys if allowed is None else allowed)
-            self.inspect(reply)
+            self.inspect(member, reply, update)
             rule.add(update)
             count(behind, Parcel.of(update, member.index))
 
         answers, refused = self.read(replies, take)
-        return Gathered(rule.result(), answers, refused, behind)
+        merged = rule.result()
+        return Gathered(merged, answers, refused, behind, rule.tails)
 
     def read(
         self, replies: Iterable[Message], take: Callable[[Member, Message], None]
@@ -175,8 +186,22 @@ class ModularStrategy(Strategy):
                 answers.append(Answer(member, reply))
         return tuple(answers), refused
 
-    def inspect(self, reply: Message) -> None:
+    def inspect(self, member: Member, reply: Message, update: ModularUpdate) -> None:
         """Refuse a reply for a reason of this tier, by raising an `HffmError`."""
+
+    def held_by(self, member: Member, keys: Iterable[ModuleKey]) -> dict[ModuleKey, ModuleState]:
+        """The modules ``keys`` as ``member`` can use them: LoRA at no higher rank than its own."""
+        return {key: self._fitted(key, member.ranks.get(key, 0)) for key in keys}
+
+    def _fitted(self, key: ModuleKey, rank: int) -> ModuleState:
+        state = self.modules[key]
+        if not rank or not self.lora.mixed or not is_lora(state):
+            return state
+        known, fitted = self._cut.get((key, rank), (None, state))
+        if known is not state:
+            fitted = fit(state, rank, self.lora.scaling)
+            self._cut[key, rank] = state, fitted
+        return fitted
 
     def has_quorum(self, usable: int, asked: int) -> bool:
         """Whether enough of the asked children have answered."""
@@ -228,12 +253,14 @@ class ModularStrategy(Strategy):
         """
         if key not in self.modules:
             raise ModuleError(f"sent {key}, which it was not asked for")
-        own = self.modules[key]
-        if {n: a.shape for n, a in state.items()} != {n: a.shape for n, a in own.items()}:
-            raise ModuleError(f"tensors of {key} have other names or shapes")
         for name, array in state.items():
             if array.dtype != np.float32:
                 raise ModuleError(f"{key}/{name} is {array.dtype}, not float32")
+        if shapes({key: state}) != shapes({key: self.modules[key]}):
+            raise ModuleError(f"tensors of {key} have other names or shapes")
+        if self.lora.mixed and is_lora(state):
+            check_pairs(key, state)
+        for name, array in state.items():
             if not (np.abs(array) < TOO_LARGE).all():
                 raise ModuleError(f"{key}/{name} is not finite, or so large that sums are not")
 

@@ -20,7 +20,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from hffm_flower.d2d import EDGE, Fault, Parcel, Plan, mixed, plan_from_json, play, uploads_of
 from hffm_flower.errors import HffmError, ProtocolError
 from hffm_flower.ledger import Phase
-from hffm_flower.modules import ModularState, ModularUpdate, ModuleKey
+from hffm_flower.modules import ModularState, ModularUpdate, ModuleKey, shapes
 from hffm_flower.payload import (
     TRAINED,
     own_upload,
@@ -211,7 +211,8 @@ class _Exchange:
             self.grid.enter_peers(self.t, Phase.EXCHANGE, place, envelope, sent.parcels)
         for index, held in played.held.items():
             node = nodes[index]
-            own = {**self.modules[node], **self.updates[node].state, **mixed(held)}
+            came = {} if last else mixed(held)
+            own = {**self.modules[node], **self.updates[node].state, **came}
             self.modules[node] = {k: own[k] for k in self.keys[node]}
         self._dead = frozenset(nodes[k] for k in played.dead if k in nodes)
         self._parcels = {nodes[k]: p for k, p in uploads_of(played, self.plan).items()}
@@ -239,7 +240,7 @@ def _fits(update: ModularUpdate, sent: ModularState, most: float) -> bool:
     return all(
         key in sent
         and update.mass[key] <= most * (1 + ROUNDING)
-        and {n: a.shape for n, a in state.items()} == {n: a.shape for n, a in sent[key].items()}
+        and shapes({key: state}) == shapes({key: sent[key]})
         and all(a.dtype == np.float32 and (np.abs(a) < TOO_LARGE).all() for a in state.values())
         for key, state in update.state.items()
     )

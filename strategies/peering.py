@@ -120,7 +120,8 @@ class PeerEdgeStrategy(EdgeStrategy):
         used = [a for a in answers if a.member.index not in lost.keys() | heard.untrained]
         used += [a for a in others if a.member.index not in settled.missing]
         ordered = tuple(sorted(used, key=lambda a: a.member.index))
-        return Gathered(rule.result(), ordered, refused | lost, behind)
+        merged = rule.result()
+        return Gathered(merged, ordered, refused | lost, behind, rule.tails)
 
     def _reachable(self, node: int) -> bool:
         """Whether a device can take part in an exchange."""

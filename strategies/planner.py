@@ -19,9 +19,11 @@ from hffm_flower.d2d import (
 )
 from hffm_flower.errors import ConfigError, one_of
 from hffm_flower.ledger import LinkClass
-from hffm_flower.modules import ModuleKey
+from hffm_flower.modules import ModuleKey, ModuleKind
 from hffm_flower.wireless.network import Network
+from strategies.lora_rules import LORA_RULES
 from strategies.rules import RULES
+from strategies.server_optimizers import OptimizerPolicy
 
 NO_PLAN = "none"
 
@@ -32,7 +34,13 @@ def check_exchange(config: RunConfig) -> None:
     Raises:
         ConfigError: An unknown name, or a plan that sums what the rule does not let it.
     """
-    rule = RULES[one_of("rule", config.server.rule, RULES, key="server.rule")]
+    server = config.server
+    one_of("rule", server.rule, RULES, key="server.rule")
+    one_of("rule", server.lora_rule, LORA_RULES, key="server.lora-rule")
+    used = {"server.rule": (server.rule, RULES[server.rule].summable)}
+    if config.has_lora:
+        used["server.lora-rule"] = (server.lora_rule, LORA_RULES[server.lora_rule].summable)
+        check_lora(config)
     if config.d2d.plan == NO_PLAN:
         return
     one_of("plan", config.d2d.plan, [NO_PLAN, *PLANS], key="d2d.plan")
@@ -42,10 +50,38 @@ def check_exchange(config: RunConfig) -> None:
             f"plan {config.d2d.plan!r} always sums; false is for {', '.join(FORWARDING)}",
             key="d2d.summing",
         )
-    try:
-        check_summable(config.server.rule, rule.summable, config.d2d.plan, config.d2d.summing)
-    except ConfigError as error:
-        raise ConfigError(str(error), key="server.rule") from error
+    for key, (name, summable) in used.items():
+        try:
+            check_summable(name, summable, config.d2d.plan, config.d2d.summing)
+        except ConfigError as error:
+            raise ConfigError(str(error), key=key) from error
+
+
+def check_lora(config: RunConfig) -> None:
+    """Refuse ranks and optimisers that the rule for LoRA cannot take.
+
+    Raises:
+        ConfigError: Ranks differ where they may not, or an optimiser acts on factors whose rank
+            changes.
+    """
+    name, ranks = config.server.lora_rule, config.model.lora_ranks
+    mixed = LORA_RULES[name].mixed
+    if len(set(ranks)) > 1 and config.model.adapter == "lora" and not mixed:
+        able = ", ".join(n for n, rule in LORA_RULES.items() if rule.mixed)
+        raise ConfigError(
+            f"{name} needs one rank for all devices, not {' '.join(map(str, ranks))}; "
+            f"rules for ranks that differ: {able}",
+            key="model.lora-ranks",
+        )
+    kinds = [ModuleKind.ADAPTER] if config.model.adapter == "lora" else []
+    kinds += [ModuleKind.ENCODER] if any("=lora:" in t for t in config.model.tune) else []
+    optimizer = OptimizerPolicy(config.server.optimizer)
+    if odd := [str(kind) for kind in kinds if mixed and optimizer.acts_on(kind)]:
+        raise ConfigError(
+            f"an optimizer acts on {', '.join(odd)}, whose rank changes under {name}; allowed "
+            f"there: mean, or a rule with one rank",
+            key="server.optimizer",
+        )
 
 
 class PeerPlanner:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hffm_flower.config import RunConfig
+from hffm_flower.lora import Scaling
 from hffm_flower.modules import ModuleKey
 from hffm_flower.report import RoundReport
 from hffm_flower.schedule import Schedule
@@ -15,6 +16,7 @@ from strategies.edge import EdgeStrategy
 from strategies.modular import Member
 from strategies.peering import PeerEdgeStrategy
 from strategies.planner import NO_PLAN, PeerPlanner
+from strategies.rules import LoraPolicy
 
 
 def schedule_of(config: RunConfig, keys: Iterable[ModuleKey]) -> Schedule:
@@ -23,10 +25,37 @@ def schedule_of(config: RunConfig, keys: Iterable[ModuleKey]) -> Schedule:
     Raises:
         ConfigError: A pattern of ``server.modules`` matches none of them.
     """
+    names = sorted(keys)
+    policy = config.server.modules
+    if config.server.lora_rule == "lora-share-a" and any(k.name.endswith(".B") for k in names):
+        policy = f"*/*.B=device {policy}"
     return Schedule.of(
-        keys, method=config.method, policy=config.server.modules,
+        names, method=config.method, policy=policy,
         period=config.tree.period, rounds=config.rounds,
     )  # fmt: skip
+
+
+def lora_of(config: RunConfig, members: Iterable[Member], *, cloud: bool) -> LoraPolicy:
+    """How a tier aggregates LoRA: an edge keeps all, the cloud what its highest device can use.
+
+    Args:
+        config: The run's settings.
+        members: The tier's children.
+        cloud: Whether it is the cloud.
+    """
+    server, highest = config.server, highest_ranks(members)
+    most = server.cloud_rank if cloud else server.edge_rank
+    keeps = dict.fromkeys(highest, most) if most else highest if cloud else {}
+    return LoraPolicy(server.lora_rule, Scaling(config.model.lora_scaling), keeps)
+
+
+def highest_ranks(members: Iterable[Member]) -> dict[ModuleKey, int]:
+    """LoRA module -> highest rank that any of the children can use."""
+    highest: dict[ModuleKey, int] = {}
+    for member in members:
+        for key, rank in member.ranks.items():
+            highest[key] = max(highest.get(key, 0), rank)
+    return highest
 
 
 def edge_of(
@@ -55,7 +84,7 @@ def edge_of(
         "seed": config.seed, "fraction": server.fraction, "rule": server.rule,
         "optimizer": server.optimizer, "quorum": server.quorum,
         "deadline_s": server.deadline_s, "report_every": server.evaluate_every,
-        "on_round": on_round,
+        "on_round": on_round, "lora": lora_of(config, members.values(), cloud=False),
     }  # fmt: skip
     if config.d2d.plan == NO_PLAN:
         return EdgeStrategy(index, members, schedule, **settings)

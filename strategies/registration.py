@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 PROFILE = "profile"
 VERSION = f"{__version__} (protocol {PROTOCOL})"
 """Package and protocol that nodes of this run must have."""
-
-
 Settings = Mapping[str, object]
 MOST_TOLD: Final = 5
 """Of so many other settings the values are told."""
@@ -47,16 +45,19 @@ class Registered:
         profile: What it is.
         layout: ``kind/name/tensor`` -> dtype and shape, of every module that it holds.
         skipped: Task -> reason -> examples of its own folders that it does not use.
+        ranks: LoRA module -> its rank.
     """
 
     profile: NodeProfile
     layout: Mapping[str, str]
     skipped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    ranks: Mapping[ModuleKey, int] = field(default_factory=dict)
 
     def member(self) -> Member:
         """The device as its edge knows it."""
         own = self.profile
-        return Member(own.index, self.keys, float(sum(own.tasks.values())), own.tests)
+        examples = float(sum(own.tasks.values()))
+        return Member(own.index, self.keys, examples, own.tests, self.ranks)
 
     @property
     def keys(self) -> tuple[ModuleKey, ...]:
@@ -261,6 +262,8 @@ def profile_of(raw: Mapping[str, Any]) -> NodeProfile:
         wanted=tuple(raw["wanted"]),
         tests={str(t): int(n) for t, n in raw["tests"].items()},
         peer=str(raw.get("peer", "")),
+        rank=int(raw.get("rank", 0)),
+        experts=tuple(int(j) for j in raw.get("experts", ())),
     )
 
 
@@ -276,7 +279,9 @@ def _read(reply: Message, version: str, settings: Settings, what: str) -> Regist
     odd = odd or difference(raw.get("definitions", {}))
     if odd:
         raise ProtocolError(f"{what} {raw.get('index')}: {odd}")
-    device = Registered(profile_of(raw), dict(raw["layout"]), _counts(raw.get("skipped", {})))
+    ranks = {ModuleKey.parse(k): int(rank) for k, rank in raw.get("ranks", {}).items()}
+    skipped = _counts(raw.get("skipped", {}))
+    device = Registered(profile_of(raw), dict(raw["layout"]), skipped, ranks)
     _ = device.keys  # layout names are checked here, where a bad one refuses this node alone
     return device
 

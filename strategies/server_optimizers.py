@@ -108,6 +108,11 @@ class OptimizerPolicy:
         """Next state of module ``key``."""
         return self._optimizer_of(key).step(current, merged)
 
+    def acts_on(self, kind: ModuleKind) -> bool:
+        """Whether modules of that kind get anything but their mean."""
+        make = next((m for k, m in self._items if fnmatchcase(kind, k)), Mean)
+        return not isinstance(make(), Mean)
+
     def moments(self) -> dict[str, Tensor]:
         """All moments, named ``module|moment|tensor``; inverse of `restore`."""
         return {

@@ -1,9 +1,13 @@
-"""Small trainable parts around a frozen backbone: adapters, projectors, prompts.
+"""Small trainable parts around a frozen backbone: adapters, LoRA, projectors, prompts.
 
 Shape suffixes: B batch, T tokens, D width.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +33,38 @@ class BottleneckAdapter(nn.Module):
         return out
 
 
+class LayerTuning(Protocol):
+    """What is trained in one frozen transformer layer; `Untuned` trains nothing."""
+
+    def added(self, name: str, x_BTD: Tensor) -> Tensor | None:
+        """What is added to the projection ``name`` of ``x_BTD``; None: nothing."""
+        ...
+
+    def attention(self, x_BTD: Tensor) -> Tensor:
+        """What becomes of the output of attention."""
+        ...
+
+    def output(self, x_BTD: Tensor) -> Tensor:
+        """What becomes of the output of the FFN."""
+        ...
+
+
+class Untuned:
+    """The layer as it is."""
+
+    def added(self, name: str, x_BTD: Tensor) -> Tensor | None:
+        """Nothing."""
+        return None
+
+    def attention(self, x_BTD: Tensor) -> Tensor:
+        """As it is."""
+        return x_BTD
+
+    def output(self, x_BTD: Tensor) -> Tensor:
+        """As it is."""
+        return x_BTD
+
+
 class LayerAdapters(nn.Module):
     """The two adapters of one transformer layer: behind attention and behind the FFN."""
 
@@ -36,6 +72,64 @@ class LayerAdapters(nn.Module):
         super().__init__()
         self.attention = BottleneckAdapter(width, rank)
         self.output = BottleneckAdapter(width, rank)
+
+    def added(self, name: str, x_BTD: Tensor) -> Tensor | None:
+        """As in `LayerTuning`."""
+        return None
+
+
+class LowRank(nn.Module):
+    """``B A``, with B = 0 at the start and A drawn as torch draws a linear layer.
+
+    ``drawn`` rows of A are drawn whatever the rank, so that all ranks share their first rows.
+    """
+
+    def __init__(self, width_in: int, width_out: int, rank: int, drawn: int) -> None:
+        super().__init__()
+        rows = torch.empty(drawn, width_in).uniform_(-1, 1) / math.sqrt(width_in)
+        self.lora_A = nn.Linear(width_in, rank, bias=False, device="meta")  # draws nothing
+        self.lora_B = nn.Linear(rank, width_out, bias=False, device="meta")
+        self.lora_A.weight = nn.Parameter(rows[:rank].clone())
+        self.lora_B.weight = nn.Parameter(torch.zeros(width_out, rank))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """``B A x``."""
+        out: Tensor = self.lora_B(self.lora_A(x_BTD))
+        return out
+
+
+class LayerLora(nn.Module):
+    """LoRA on projections of one layer: ``W x + scale B A x``.
+
+    Source: Hu et al. 2021, arXiv 2106.09685, Eq. 3.
+
+    Args:
+        projections: Name -> size of its input and of its output.
+        rank: Width of A's output.
+        scale: Of the product.
+        drawn: Highest rank of a device.
+    """
+
+    def __init__(
+        self, projections: Mapping[str, tuple[int, int]], rank: int, *, scale: float, drawn: int
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        for name, (width_in, width_out) in projections.items():
+            self.add_module(name, LowRank(width_in, width_out, rank, drawn))
+
+    def added(self, name: str, x_BTD: Tensor) -> Tensor | None:
+        """As in `LayerTuning`."""
+        factors = self._modules.get(name)
+        return None if factors is None else factors(x_BTD) * self.scale
+
+    def attention(self, x_BTD: Tensor) -> Tensor:
+        """As it is."""
+        return x_BTD
+
+    def output(self, x_BTD: Tensor) -> Tensor:
+        """As it is."""
+        return x_BTD
 
 
 class Projector(nn.Module):
@@ -67,3 +161,30 @@ class ClsPrompt(nn.Module):
     def forward(self, batch: int) -> Tensor:
         """The token, once per example."""
         return self.token.expand(batch, 1, -1)
+
+
+class SoftPrompt(nn.Module):
+    """Learned tokens that stand for a task, for a modality, or for a missing one.
+
+    Source: Lester et al. 2021, arXiv 2104.08691; federated: PromptFL, arXiv 2208.11625; for
+    missing modalities: Lee et al. 2023, arXiv 2303.03369.
+    """
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.randn(tokens, width) * 0.02)
+
+    def forward(self, batch: int) -> Tensor:
+        """The tokens, once per example: ``[B, T, D]``."""
+        return self.tokens.expand(batch, -1, -1)
+
+
+class ExpertTuning(Untuned):
+    """A mixture of experts behind the FFN of a layer, and nothing behind attention."""
+
+    def __init__(self, experts: Callable[[Tensor], Tensor]) -> None:
+        self._experts = experts
+
+    def output(self, x_BTD: Tensor) -> Tensor:
+        """What the chosen experts make of it."""
+        return self._experts(x_BTD)

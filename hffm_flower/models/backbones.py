@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Final, Literal, Protocol, cast
+from typing import Any, ClassVar, Final, Literal, Protocol, cast
 
 import torch
 from safetensors.torch import load_file
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hffm_flower.assets import asset_root
-from hffm_flower.models.adapters import LayerAdapters
+from hffm_flower.models.adapters import LayerTuning
 from hffm_flower.modules import ModuleKey, ModuleKind
 from hffm_flower.seeding import stream_seed
 
@@ -29,20 +29,24 @@ class Backbone(Protocol):
         assets: Packaged assets that the frozen part loads.
         width: D, of the tokens that go in and come out.
         native_streams: Encoder streams that go in as they are, without a projector.
+        layers: Frozen layers that can be adapted, in order; empty: there are none.
+        projections: Linear maps in each of them -> size of input and output.
     """
 
     assets: ClassVar[tuple[str, ...]]
     width: ClassVar[int]
     native_streams: ClassVar[tuple[str, ...]]
+    layers: ClassVar[tuple[str, ...]]
+    projections: ClassVar[Mapping[str, tuple[int, int]]]
 
     @staticmethod
     def module_keys() -> tuple[ModuleKey, ...]:
-        """Trainable modules of the backbone, one per layer, in order."""
+        """Trainable layers, in order; a backbone has these, or frozen ones."""
         ...
 
     @staticmethod
-    def make_module(adapter_rank: int) -> nn.Module:
-        """One trainable module, of any layer, with its initial values drawn."""
+    def make_module() -> nn.Module:
+        """One trainable layer with its initial values drawn."""
         ...
 
     @staticmethod
@@ -53,13 +57,14 @@ class Backbone(Protocol):
     @staticmethod
     def fuse(
         frozen: nn.Module,
-        trained: Sequence[nn.Module],
+        trained: Sequence[Any],
         x_BTD: Tensor,
         mask_BT: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Fuse: token 0 behind the last layer ``[B, D]``, all tokens before it ``[B, T, D]``.
 
         Nobody reads the other tokens behind the last layer, so they are not computed there.
+        ``trained`` are the trainable layers, or what is trained in each frozen one.
         """
         ...
 
@@ -109,7 +114,7 @@ class FrozenLayer(nn.Module):
         self.load_state_dict(own)
 
     def forward(
-        self, x_BTD: Tensor, mask_BT: Tensor, adapters: LayerAdapters, *, pooled: bool
+        self, x_BTD: Tensor, mask_BT: Tensor, tuning: LayerTuning, *, pooled: bool
     ) -> Tensor:
         """One layer; only token 0 is computed behind attention if ``pooled``."""
         width = x_BTD.shape[-1]
@@ -120,33 +125,48 @@ class FrozenLayer(nn.Module):
         else:
             x_in = x_BTD
             q, k, v = self.qkv(x_BTD).chunk(3, -1)
-        attended = self.attention_out(attend(q, k, v, mask_BT, self.heads))
-        x = self.attention_norm(adapters.attention(attended) + x_in)
-        out: Tensor = self.output_norm(adapters.output(self.down(F.gelu(self.up(x)))) + x)
+        q = _plus(q, tuning.added("query", x_in))
+        k = _plus(k, tuning.added("key", x_BTD))
+        v = _plus(v, tuning.added("value", x_BTD))
+        seen = attend(q, k, v, mask_BT, self.heads)
+        attended = _plus(self.attention_out(seen), tuning.added("attention_out", seen))
+        x = self.attention_norm(tuning.attention(attended) + x_in)
+        inner = F.gelu(_plus(self.up(x), tuning.added("up", x)))
+        fed = _plus(self.down(inner), tuning.added("down", inner))
+        out: Tensor = self.output_norm(tuning.output(fed) + x)
         return out
 
 
+def _plus(x: Tensor, added: Tensor | None) -> Tensor:
+    return x if added is None else x + added
+
+
 class MiniLMFusion:
-    """Layers 4 and 5 of all-MiniLM-L6-v2, frozen, with zero-start adapters in each.
+    """Layers 4 and 5 of all-MiniLM-L6-v2, frozen; what is trained in them starts at zero.
 
     Text comes in as the token states behind layer 3; every other stream is projected to
-    the same width. Source of the adapter: Houlsby et al. 2019, arXiv 1902.00751.
+    the same width.
     """
 
     assets: ClassVar[tuple[str, ...]] = ("minilm",)
     width: ClassVar[int] = 384
     native_streams: ClassVar[tuple[str, ...]] = ("text",)
-    layers: ClassVar[tuple[int, ...]] = (4, 5)
+    layers: ClassVar[tuple[str, ...]] = ("fusion.4", "fusion.5")
+    projections: ClassVar[Mapping[str, tuple[int, int]]] = {
+        **dict.fromkeys(("query", "key", "value", "attention_out"), (384, 384)),
+        "up": (384, 1536),
+        "down": (1536, 384),
+    }
 
     @staticmethod
     def module_keys() -> tuple[ModuleKey, ...]:
-        """``adapter/fusion.4`` and ``adapter/fusion.5``."""
-        return tuple(ModuleKey(ModuleKind.ADAPTER, f"fusion.{i}") for i in MiniLMFusion.layers)
+        """None: its layers are frozen."""
+        return ()
 
     @staticmethod
-    def make_module(adapter_rank: int) -> nn.Module:
-        """The adapters of one layer."""
-        return LayerAdapters(MiniLMFusion.width, adapter_rank)
+    def make_module() -> nn.Module:
+        """There is none."""
+        raise NotImplementedError("minilm-fusion has no trainable layers")
 
     @staticmethod
     def load_frozen(weights: Weights, seed: int) -> nn.Module:
@@ -154,8 +174,8 @@ class MiniLMFusion:
         layers = nn.ModuleList(FrozenLayer() for _ in MiniLMFusion.layers)
         if weights == "pretrained":
             state = load_file(asset_root("minilm") / "model" / "model.safetensors")
-            for index, layer in zip(MiniLMFusion.layers, layers, strict=True):
-                cast(FrozenLayer, layer).read(state, f"encoder.layer.{index}.")
+            for name, layer in zip(MiniLMFusion.layers, layers, strict=True):
+                cast(FrozenLayer, layer).read(state, f"encoder.layer.{name.split('.')[1]}.")
         else:
             rng = torch.Generator().manual_seed(
                 stream_seed(seed, "random-weights", "minilm-fusion")
@@ -169,16 +189,16 @@ class MiniLMFusion:
     @staticmethod
     def fuse(
         frozen: nn.Module,
-        trained: Sequence[nn.Module],
+        trained: Sequence[Any],
         x_BTD: Tensor,
         mask_BT: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Run the frozen layers with their adapters."""
+        """Run the frozen layers with what is trained in them."""
         *layers, last = zip(cast(nn.ModuleList, frozen), trained, strict=True)
-        for layer, adapters in layers:
-            x_BTD = layer(x_BTD, mask_BT, adapters, pooled=False)
-        layer, adapters = last
-        return layer(x_BTD, mask_BT, adapters, pooled=True)[:, 0], x_BTD
+        for layer, tuning in layers:
+            x_BTD = layer(x_BTD, mask_BT, tuning, pooled=False)
+        layer, tuning = last
+        return layer(x_BTD, mask_BT, tuning, pooled=True)[:, 0], x_BTD
 
 
 class PreNormBlock(nn.Module):
@@ -212,6 +232,8 @@ class SmallFusion:
     assets: ClassVar[tuple[str, ...]] = ()
     width: ClassVar[int] = 128
     native_streams: ClassVar[tuple[str, ...]] = ()
+    layers: ClassVar[tuple[str, ...]] = ()
+    projections: ClassVar[Mapping[str, tuple[int, int]]] = {}
     blocks: ClassVar[int] = 2
 
     @staticmethod
@@ -222,8 +244,8 @@ class SmallFusion:
         )
 
     @staticmethod
-    def make_module(adapter_rank: int) -> nn.Module:
-        """One block; it has no adapter."""
+    def make_module() -> nn.Module:
+        """One block."""
         return PreNormBlock(SmallFusion.width, heads=4)
 
     @staticmethod
@@ -234,7 +256,7 @@ class SmallFusion:
     @staticmethod
     def fuse(
         frozen: nn.Module,
-        trained: Sequence[nn.Module],
+        trained: Sequence[Any],
         x_BTD: Tensor,
         mask_BT: Tensor,
     ) -> tuple[Tensor, Tensor]:

@@ -7,101 +7,32 @@ zero-filled; an example without text pools with ``prompt/cls``.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal, cast
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hffm_flower.errors import ConfigError, ModuleError, one_of
-from hffm_flower.models.adapters import ClsPrompt, Projector
+from hffm_flower.errors import ModuleError
+from hffm_flower.lora import compress, fit, is_lora, pad, rank_of
+from hffm_flower.models.adapters import ExpertTuning, Untuned
 from hffm_flower.models.backbones import BACKBONES, Backbone
-from hffm_flower.models.encoders import ENCODERS
-from hffm_flower.models.encoders.encoder import Stream, Tokens
-from hffm_flower.models.heads import HEADS, Head
-from hffm_flower.modules import ModularState, ModuleKey, ModuleKind
-from hffm_flower.seeding import stream_seed
-from hffm_flower.tasks import TASKS
-
-TEXT = "text"
-CLS = ModuleKey(ModuleKind.PROMPT, "cls")
-
-_drawn: dict[tuple[object, ...], nn.Module] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """What all devices of a run agree on.
-
-    Attributes:
-        backbone: Name in `BACKBONES`.
-        encoders: Modality -> name in `ENCODERS`.
-        weights: Frozen weights: pretrained, or drawn from ``seed``.
-        adapter_rank: Width of the adapters' bottleneck.
-        seed: The run's seed; every initial value comes from it.
-    """
-
-    backbone: str
-    encoders: Mapping[str, str]
-    weights: Literal["pretrained", "random"]
-    adapter_rank: int
-    seed: int
-
-    def check(self) -> None:
-        """Refuse unknown names.
-
-        Raises:
-            ConfigError: An encoder or the backbone is unknown, or an encoder is given a
-                modality that it does not read.
-        """
-        one_of("backbone", self.backbone, BACKBONES, key="model.backbone")
-        for modality, name in self.encoders.items():
-            one_of("encoder", name, ENCODERS, key="model.encoders")
-            if ENCODERS[name].modality != modality:
-                raise ConfigError(
-                    f"encoder {name!r} reads {ENCODERS[name].modality}, not {modality}",
-                    key="model.encoders",
-                )
-
-    def stream(self, modality: str, name: str) -> Stream:
-        """Shape of a stream of tokens.
-
-        Raises:
-            ConfigError: The modality's encoder has no such stream.
-        """
-        encoder = self.encoders[modality]
-        streams = ENCODERS[encoder].streams
-        one_of(f"stream of encoder {encoder!r}", name, streams, key="model.encoders")
-        return streams[name]
-
-
-def streams_of(task: str, modalities: Collection[str]) -> dict[str, str]:
-    """Streams that ``task`` uses on a device with ``modalities``: stream -> modality.
-
-    Text comes first: its first token pools.
-    """
-    inputs = {s: m for m, s in TASKS[task].inputs.items() if m in modalities}
-    return dict(sorted(inputs.items(), key=lambda item: item[1] != TEXT))
-
-
-def task_modules(task: str, modalities: Collection[str], backbone: str) -> tuple[ModuleKey, ...]:
-    """Modules that an example of ``task`` trains on a device with ``modalities``, sorted."""
-    streams = streams_of(task, modalities)
-    family = BACKBONES[backbone]
-    keys = [ModuleKey(ModuleKind.PROJECTOR, s) for s in streams if s not in family.native_streams]
-    if TEXT not in streams.values():
-        keys.append(CLS)
-    return tuple(sorted([*keys, *family.module_keys(), ModuleKey(ModuleKind.HEAD, task)]))
-
-
-def module_keys(
-    tasks: Iterable[str], modalities: Collection[str], backbone: str
-) -> tuple[ModuleKey, ...]:
-    """Modules of a device that runs ``tasks``, sorted."""
-    return tuple(sorted({k for t in tasks for k in task_modules(t, modalities, backbone)}))
+from hffm_flower.models.drawing import Tails, draw_part
+from hffm_flower.models.encoders.encoder import Tokens
+from hffm_flower.models.encoders.tails import trained_state
+from hffm_flower.models.experts import ExpertLayer, ExpertModule, Routing
+from hffm_flower.models.heads import Head
+from hffm_flower.models.parts import (
+    CLS,
+    FACTORS,
+    TEXT,
+    ModelSpec,
+    module_keys,
+    prompt_keys,
+    streams_of,
+)
+from hffm_flower.modules import ModularState, ModuleKey, ModuleKind, ModuleState
 
 
 class MultimodalModel(nn.Module):
@@ -113,6 +44,11 @@ class MultimodalModel(nn.Module):
         modalities: Modalities with a projector here.
         frozen: The backbone's frozen part (`Backbone.load_frozen`); shared, never changed.
         keys: Modules to hold; default: those that examples with all of ``modalities`` need.
+        rank: LoRA rank of this device; 0: the highest of the run.
+        tails: Where the encoders' last blocks come from, if any is trained.
+
+    Attributes:
+        routing: Which experts the last `forward` used; None without experts.
     """
 
     def __init__(
@@ -123,44 +59,55 @@ class MultimodalModel(nn.Module):
         frozen: nn.Module,
         *,
         keys: Collection[ModuleKey] | None = None,
+        rank: int = 0,
+        tails: Tails | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.modalities = frozenset(modalities)
+        self.modalities = frozenset(spec.encoders if spec.whole else modalities)
         self.tasks = tuple(tasks)
         self.family: type[Backbone] = BACKBONES[spec.backbone]
-        default = module_keys(tasks, modalities, spec.backbone)
+        self.rank = rank or spec.lora.most
+        default = module_keys(tasks, modalities, spec)
         self.keys = default if keys is None else tuple(sorted(keys))
-        modality_of = {s: m for t in tasks for s, m in streams_of(t, modalities).items()}
-        self.parts = nn.ModuleDict({_name(key): self._make(key, modality_of) for key in self.keys})
+        self._modality_of = {s: m for t in tasks for s, m in streams_of(t, self.modalities).items()}
+        self.parts = nn.ModuleDict()
+        for key in self.keys:
+            if _name(self._whole(key)) not in self.parts:
+                self.parts[_name(self._whole(key))] = self._draw(self._whole(key), tails)
         self.frozen = frozen
+        self.routing: Routing | None = None
+        self._initial = {k: s for k, s in self.state().items() if is_lora(s)}
 
-    def _make(self, key: ModuleKey, modality_of: Mapping[str, str]) -> nn.Module:
-        """The module with its initial values; drawn once per process, then copied."""
-        spec = self.spec
-        name: tuple[object, ...] = (spec.backbone, spec.adapter_rank, spec.seed, key)
-        if key.kind is ModuleKind.PROJECTOR:
-            name = (*name, spec.encoders[modality_of[key.name]])
-        if name not in _drawn:
-            _drawn[name] = self._draw(key, modality_of)
-        return copy.deepcopy(_drawn[name])
+    def _whole(self, key: ModuleKey) -> ModuleKey:
+        """The key without the ending that names one LoRA factor."""
+        if key.kind in (ModuleKind.ADAPTER, ModuleKind.ENCODER) and key.name[-2:] in (".A", ".B"):
+            return ModuleKey(key.kind, key.name[:-2])
+        return key
 
-    def _draw(self, key: ModuleKey, modality_of: Mapping[str, str]) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(self.spec.seed, "init", str(key)))
-            if key in self.family.module_keys():
-                return self.family.make_module(self.spec.adapter_rank)
-            if key == CLS:
-                return ClsPrompt(self.family.width)
-            if key.kind is ModuleKind.PROJECTOR:
-                stream = self.spec.stream(modality_of[key.name], key.name)
-                return Projector(stream.tokens, stream.width, self.family.width)
-            task = TASKS[key.name]
-            return cast(nn.Module, HEADS[task.head](self.family.width, len(task.answers)))
+    def _draw(self, key: ModuleKey, tails: Tails | None) -> nn.Module:
+        modality = self._modality_of.get(key.name, key.name)
+        return draw_part(key, self.spec, modality=modality, rank=self.rank, tails=tails)
 
     def part(self, key: ModuleKey) -> nn.Module:
-        """The module called ``key``."""
-        return self.parts[_name(key)]
+        """The module called ``key``; for one LoRA factor, the part with both."""
+        return self.parts[_name(self._whole(key))]
+
+    def trained(self, key: ModuleKey) -> dict[str, Tensor]:
+        """The module's parameters, by name."""
+        part = self.part(key)
+        named: dict[str, Tensor]
+        if key.kind is ModuleKind.ENCODER:
+            named = trained_state(part)
+        else:
+            named = {n: p for n, p in part.named_parameters() if p.requires_grad}
+        if key == self._whole(key):
+            return named
+        return {n: p for n, p in named.items() if f"lora_{key.name[-1]}." in n}
+
+    def parameters_of(self, keys: Iterable[ModuleKey]) -> dict[str, Tensor]:
+        """Parameters of several modules, ``kind/name/tensor`` -> parameter."""
+        return {f"{k}/{n}": p for k in sorted(keys) for n, p in self.trained(k).items()}
 
     def head(self, task: str) -> Head:
         """The head of ``task``."""
@@ -172,27 +119,71 @@ class MultimodalModel(nn.Module):
         Args:
             task: One of ``tasks``.
             inputs: Stream -> tokens ``[B, T, D]`` with mask ``[B, T]``; those that are
-                there are fused, the others are absent.
+                there are fused, the others are absent. Where the encoder is trained, tokens
+                as they go into its last blocks.
         """
-        streams = [s for s in streams_of(task, self.modalities) if s in inputs]
-        tokens, masks = [], []
-        if TEXT not in (streams_of(task, self.modalities)[s] for s in streams):
-            some = inputs[streams[0]].values
-            tokens.append(self.part(CLS)(some.shape[0]))
-            masks.append(torch.ones(some.shape[0], 1, dtype=torch.bool, device=some.device))
+        streams = {s: m for s, m in streams_of(task, self.modalities).items() if s in inputs}
+        some = next(iter(inputs.values())).values
+        tokens = {s: self._encoded(s, m, inputs[s]) for s, m in streams.items()}
+        if self.spec.whole:
+            absent = {s: m for s, m in streams_of(task, self.modalities).items() if s not in inputs}
+            tokens |= {s: self._zeros(s, m, some) for s, m in absent.items()}
+            streams = streams_of(task, self.modalities)
+        blocks = []
+        if TEXT not in streams.values():
+            blocks.append(_all(self.part(CLS)(some.shape[0])))
+        prompts = [
+            _all(self.part(k)(some.shape[0]))
+            for k in prompt_keys(task, frozenset(streams.values()), self.spec)
+        ]
+        if blocks:
+            blocks += prompts
         first = 0
-        for stream in streams:
-            first = sum(t.shape[1] for t in tokens)
-            values = inputs[stream].values
+        for stream, modality in streams.items():
+            first = sum(block.values.shape[1] for block in blocks)
+            values = tokens[stream].values
             if stream not in self.family.native_streams:
                 values = self.part(ModuleKey(ModuleKind.PROJECTOR, stream))(values)
-            tokens.append(values)
-            masks.append(inputs[stream].mask)
-        layers = [self.part(key) for key in self.family.module_keys()]
+            blocks.append(Tokens(values, tokens[stream].mask))
+            blocks += prompts if modality == TEXT else []
         pooled_BD, fused_BTD = self.family.fuse(
-            self.frozen, layers, torch.cat(tokens, 1), torch.cat(masks, 1)
+            self.frozen,
+            self._layers(),
+            torch.cat([block.values for block in blocks], 1),
+            torch.cat([block.mask for block in blocks], 1),
         )
         return self.head(task)(pooled_BD, fused_BTD[:, first:])
+
+    def _encoded(self, stream: str, modality: str, tokens: Tokens) -> Tokens:
+        """Tokens behind the trained last blocks of their encoder, if there are any."""
+        if not self.spec.tuned(modality, stream):
+            return tokens
+        encoded: Tokens = self.part(ModuleKey(ModuleKind.ENCODER, modality))(stream, tokens)
+        return encoded
+
+    def _zeros(self, stream: str, modality: str, like: Tensor) -> Tokens:
+        shape = self.spec.stream(modality, stream)
+        return _all(like.new_zeros(like.shape[0], shape.tokens, shape.width))
+
+    def _layers(self) -> Sequence[Any]:
+        """What is trained in each layer of the backbone."""
+        family, spec = self.family, self.spec
+        if not family.layers:
+            return [self.part(key) for key in family.module_keys()]
+        if spec.adapter == "none":
+            return [Untuned() for _ in family.layers]
+        if spec.adapter == "experts":
+            self.routing = Routing()
+            held = [cast(ExpertModule, self.part(k)) for k in self.experts]
+            k = spec.experts_per_example
+            return [ExpertTuning(ExpertLayer(n, held, k, self.routing)) for n in family.layers]
+        return [self.parts[_name(ModuleKey(ModuleKind.ADAPTER, n))] for n in family.layers]
+
+    @property
+    def experts(self) -> tuple[ModuleKey, ...]:
+        """Experts that are here, in the order of the routing's columns."""
+        held = [key for key in self.keys if key.kind is ModuleKind.EXPERT]
+        return tuple(sorted(held, key=lambda key: int(key.name)))
 
     def state(self, keys: Iterable[ModuleKey] | None = None) -> ModularState:
         """Copies of the modules' tensors, float32, on the host."""
@@ -200,13 +191,24 @@ class MultimodalModel(nn.Module):
         return {
             key: {
                 name: tensor.detach().to("cpu", torch.float32).numpy().copy()
-                for name, tensor in self.part(key).state_dict().items()
+                for name, tensor in self.trained(key).items()
             }
             for key in chosen
         }
 
+    def initial(self, keys: Iterable[ModuleKey]) -> ModularState:
+        """Like `state`, of a new model: LoRA without its null directions, whatever the rank."""
+        lora = self.spec.lora
+        return {
+            key: compress(state, lora.scaling) if self._mixes(key) else state
+            for key, state in self.state(keys).items()
+        }
+
     def load(self, state: ModularState) -> None:
         """Copy ``state`` in, all or nothing; modules that it does not name stay as they are.
+
+        LoRA of another rank is brought to that of this model: its best approximation, or filled
+        up with the rows of A with which this model began.
 
         Raises:
             ModuleError: It names a module that is not here, or tensors that do not fit.
@@ -216,16 +218,39 @@ class MultimodalModel(nn.Module):
             raise ModuleError(
                 f"this model has no {', '.join(extra)}; it has {', '.join(map(str, self.keys))}"
             )
-        for key, tensors in state.items():
-            own = self.part(key).state_dict()
+        fitted = {key: self._fitted(key, tensors) for key, tensors in state.items()}
+        for key, tensors in fitted.items():
+            own = self.trained(key)
             if own.keys() != tensors.keys() or any(
                 tuple(own[n].shape) != np.shape(a) for n, a in tensors.items()
             ):
                 raise ModuleError(f"tensors of {key} do not fit this model")
-        for key, tensors in state.items():
-            self.part(key).load_state_dict(
-                {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in tensors.items()}
-            )
+        with torch.no_grad():
+            for key, tensors in fitted.items():
+                own = self.trained(key)
+                for name, array in tensors.items():
+                    own[name].copy_(torch.from_numpy(np.ascontiguousarray(array)))
+
+    @property
+    def ranks(self) -> dict[ModuleKey, int]:
+        """Modules of LoRA factors whose rank may differ between devices -> their rank here."""
+        return {key: rank_of(state) for key, state in self._initial.items() if self._mixes(key)}
+
+    def _mixes(self, key: ModuleKey) -> bool:
+        """Whether the module's rank may differ between devices."""
+        return key in self._initial and FACTORS[self.spec.lora.rule] == ("",)
+
+    def _fitted(self, key: ModuleKey, tensors: ModuleState) -> ModuleState:
+        if not self._mixes(key) or not is_lora(tensors):
+            return tensors
+        own, scaling = self._initial[key], self.spec.lora.scaling
+        rank = rank_of(own)
+        return pad(fit(tensors, rank, scaling), rank, own, scaling)
+
+
+def _all(values: Tensor) -> Tokens:
+    """Tokens of which none is missing."""
+    return Tokens(values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device))
 
 
 def _name(key: ModuleKey) -> str:

@@ -15,12 +15,14 @@ import torch
 
 from clients.evaluator import evaluate
 from clients.examples import TaskData, pool
-from clients.resident import Device, frozen_layers, model_spec
+from clients.resident import Device, encoder_of, frozen_layers
+from clients.spec import model_spec, resting
 from clients.trainer import train
 from hffm_flower.accelerator import choose_device
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import HffmError, Interrupted
-from hffm_flower.models.multimodal import MultimodalModel, module_keys
+from hffm_flower.models.multimodal import MultimodalModel
+from hffm_flower.models.parts import module_keys
 from hffm_flower.report import RoundReport
 from hffm_flower.result import build, means, task_facts
 from hffm_flower.runfiles import RunFiles
@@ -33,9 +35,12 @@ def pooled_model(config: RunConfig, devices: Iterable[Device], on: torch.device)
     profiles = [d.profile for d in devices]
     modalities = {m for p in profiles for m in p.modalities}
     spec = model_spec(config)
-    keys = {k for p in profiles for k in module_keys(p.tasks, p.modalities, spec.backbone)}
+    keys = {k for p in profiles for k in module_keys(p.tasks, p.modalities, spec, p.experts)}
     frozen = frozen_layers(config, on)
-    return MultimodalModel(spec, config.data.tasks, modalities, frozen, keys=keys).to(on)
+    return MultimodalModel(
+        spec, config.data.tasks, modalities, frozen,
+        keys=keys, tails=lambda m: encoder_of(config, m, on).tail(),
+    ).to(on)  # fmt: skip
 
 
 def train_pooled(
@@ -75,7 +80,8 @@ def train_pooled(
             event({"event": "wait", "phase": "training", "t": t - 1, "done": 0, "of": 1})
             done_round = train(
                 model, data, config.train,
-                t=t, rounds=config.rounds, seed=config.seed, device_index=0, stopped=stop.is_set,
+                t=t, rounds=config.rounds, seed=config.seed, device_index=0,
+                resting=resting(config, model.keys, t), stopped=stop.is_set,
             )  # fmt: skip
             report = RoundReport(t, done_round.loss, done_round.examples)
             report.devices = [d.profile.index for d in devices if not d.profile.idle]

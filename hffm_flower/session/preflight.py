@@ -9,7 +9,7 @@ from hffm_flower.config import RunConfig
 from hffm_flower.data import DATASETS, TASKS
 from hffm_flower.errors import ConfigError, one_of
 from hffm_flower.models.encoders import ENCODERS
-from hffm_flower.modules import ModuleKey
+from hffm_flower.modules import ModuleKey, ModuleKind
 from hffm_flower.profile import NodeProfile
 from hffm_flower.schedule import Schedule
 from hffm_flower.topology import Clusters
@@ -52,10 +52,12 @@ def check(config: RunConfig) -> Plan:
 
 
 def _check(config: RunConfig) -> Plan:
-    from clients.resident import all_profiles, model_spec
+    from clients.resident import all_profiles
+    from clients.spec import model_spec, resting
     from hffm_flower.accelerator import check_gpu_share, choose_device
-    from hffm_flower.models.multimodal import module_keys
+    from hffm_flower.models.parts import module_keys
     from strategies.planner import check_exchange
+    from strategies.planting import schedule_of
     from strategies.server_optimizers import OptimizerPolicy
 
     spec = model_spec(config)
@@ -79,13 +81,39 @@ def _check(config: RunConfig) -> Plan:
     for asset in sorted(assets_of(config)):
         asset_root(asset)
     profiles = all_profiles(config)
-    keys = tuple(module_keys(p.tasks, p.modalities, spec.backbone) for p in profiles)
-    schedule = Schedule.of(
-        {k for held in keys for k in held},
-        method=config.method, policy=config.server.modules,
-        period=config.tree.period, rounds=config.rounds,
-    )  # fmt: skip
+    keys = tuple(module_keys(p.tasks, p.modalities, spec, p.experts) for p in profiles)
+    if spec.tune:
+        check_tails(config)
+    every = {k for held in keys for k in held}
+    schedule = schedule_of(config, every)
+    rests = [resting(config, every, t) for t in range(1, config.rounds + 1)]
+    if never := frozenset.intersection(*rests):
+        raise ConfigError(
+            f"{config.rounds} rounds are too few for lora-alternate: {min(never)} would never be "
+            "trained; each factor has its turn for the module's period",
+            key="rounds",
+        )
     return Plan(profiles, keys, schedule, groups_of(config, network))
+
+
+def check_tails(config: RunConfig) -> None:
+    """Build the trained last blocks of every encoder once.
+
+    Raises:
+        ConfigError: Targets that match nothing, or a rank above a layer's size.
+    """
+    import torch
+
+    from clients.resident import encoder_of
+    from clients.spec import model_spec
+    from hffm_flower.models.drawing import draw_part
+
+    spec = model_spec(config)
+    for modality in spec.tune:
+        draw_part(
+            ModuleKey(ModuleKind.ENCODER, modality), spec, modality=modality, rank=0,
+            tails=lambda m: encoder_of(config, m, torch.device("cpu")).tail(),
+        )  # fmt: skip
 
 
 def assets_of(config: RunConfig) -> set[str]:

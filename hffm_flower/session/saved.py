@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clients.evaluator import evaluate
-from clients.resident import Device, encoder_of, frozen_layers, model_spec
+from clients.resident import Device, encoder_of, frozen_layers
+from clients.spec import model_spec
 from hffm_flower.accelerator import choose_device
 from hffm_flower.config import RunConfig
 from hffm_flower.data.dataset import Item
 from hffm_flower.errors import ConfigError, OutputError, one_of
 from hffm_flower.models.backbones import BACKBONES
 from hffm_flower.models.encoders.encoder import Tokens
-from hffm_flower.models.multimodal import MultimodalModel, streams_of, task_modules
+from hffm_flower.models.multimodal import MultimodalModel
+from hffm_flower.models.parts import streams_of, task_modules
 from hffm_flower.modules import ModularState, ModuleKey, ModuleKind
 from hffm_flower.records import read_state
 from hffm_flower.result import summarise, task_facts
@@ -115,14 +117,15 @@ def load(folder: str | Path, node: str | None = None) -> Predictor:
         raise OutputError(f"{str(files.root)!r} has no model of {node or 'the cloud'}")
     state = read_state(path)
     readable = {ModuleKey(ModuleKind.PROJECTOR, s) for s in native_streams(config)} | state.keys()
-    served: dict[str, set[str]] = {}
+    spec, served = model_spec(config), dict[str, set[str]]()
     for key in state:
         if key.kind is ModuleKind.HEAD:
             has = {
                 m for m, s in TASKS[key.name].inputs.items()
                 if m in config.encoder_names() and ModuleKey(ModuleKind.PROJECTOR, s) in readable
             }  # fmt: skip
-            needed = task_modules(key.name, has, config.model.backbone)
+            experts = [int(k.name) for k in state if k.kind is ModuleKind.EXPERT]
+            needed = task_modules(key.name, has, spec, experts)
             if has.issuperset(TASKS[key.name].required) and set(needed) <= state.keys():
                 served[key.name] = has
     if not served:
@@ -133,7 +136,10 @@ def load(folder: str | Path, node: str | None = None) -> Predictor:
         )
     modalities = {m for has in served.values() for m in has}
     frozen = frozen_layers(config, on)
-    model = MultimodalModel(model_spec(config), served, modalities, frozen, keys=state).to(on)
+    model = MultimodalModel(
+        spec, tuple(served), modalities, frozen,
+        keys=state, tails=lambda m: encoder_of(config, m, on).tail(),
+    ).to(on)  # fmt: skip
     model.load(state)
     return Predictor(config, model, on)
 

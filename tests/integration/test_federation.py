@@ -13,7 +13,7 @@ from flwr.app import Context, Message, RecordDict
 from clients.resident import all_profiles
 from clients.store import DeviceStore
 from hffm_flower.config import RunConfig
-from hffm_flower.models.multimodal import module_keys
+from hffm_flower.models.parts import module_keys
 from hffm_flower.modules import ModularState, ModuleKey
 from hffm_flower.records import modules_of, read_state, update_of
 from hffm_flower.runfiles import RunFiles
@@ -21,6 +21,7 @@ from strategies.server_app import app as server_app
 from tests.support.fake_grid import FakeGrid
 from tests.support.outcomes import bits, farthest, outcome
 from tests.support.played import Played, RecordingApp, play
+from tests.support.tiny import spec_of
 
 IDLE = 0
 SETTINGS = [
@@ -86,7 +87,7 @@ def test_a_device_is_sent_what_its_profile_names_and_no_more(
     config = tiny.with_values(method=method, tree__period=period, rounds=2)
     run = play(config, tmp_path / "out")
     profiles = all_profiles(config)
-    held = {p.index: set(module_keys(p.tasks, p.modalities, "tiny")) for p in profiles}
+    held = {p.index: set(module_keys(p.tasks, p.modalities, spec_of(config))) for p in profiles}
     assert len({frozenset(h) for h in held.values()}) >= 4
     for kind in ("train", "evaluate"):
         assert {c.index for c in run.app.of(kind)} == {1, 2, 3, 4, 5}
@@ -120,7 +121,7 @@ def test_device_modules_stay_on_the_device(tiny: RunConfig, tmp_path: Path) -> N
             continue
         assert store.versions() == [2, 3]
         own = store.read(4)
-        assert own.keys() == set(module_keys(profile.tasks, profile.modalities, "tiny"))
+        assert own.keys() == set(module_keys(profile.tasks, profile.modalities, spec_of(tiny)))
         assert bits(own) != bits(store.read(3))
 
 

@@ -12,7 +12,7 @@ from clients.resident import all_profiles
 from hffm_flower.config import RunConfig
 from hffm_flower.d2d import HEADS
 from hffm_flower.ledger import LinkClass, Phase, Transfer
-from hffm_flower.models.multimodal import module_keys
+from hffm_flower.models.parts import module_keys
 from hffm_flower.modules import ModuleKey
 from hffm_flower.records import read_state
 from hffm_flower.tree import plant
@@ -20,6 +20,7 @@ from hffm_flower.wireless.network import Network
 from hffm_flower.wireless.pricing import price
 from tests.support.exchange import PLANS, coordinates
 from tests.support.played import play
+from tests.support.tiny import spec_of
 from tests.support.transport import (
     ledger,
     size,
@@ -28,7 +29,8 @@ from tests.support.transport import (
 
 
 def held_by(config: RunConfig) -> dict[int, set[ModuleKey]]:
-    return {p.index: set(module_keys(p.tasks, p.modalities, "tiny")) for p in all_profiles(config)}
+    spec = spec_of(config)
+    return {p.index: set(module_keys(p.tasks, p.modalities, spec)) for p in all_profiles(config)}
 
 
 @pytest.mark.parametrize(("edges", "head"), [(1, "latency"), (2, "energy"), (2, "battery")])

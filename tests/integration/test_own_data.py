@@ -12,13 +12,13 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from clients.resident import all_profiles
 from hffm_flower.config import RunConfig
 from hffm_flower.models.encoders import ENCODERS
-from hffm_flower.models.multimodal import module_keys
+from hffm_flower.models.parts import module_keys
 from hffm_flower.modules import ModuleKey
 from hffm_flower.records import to_bytes, update_of
 from tests.support.fake_grid import FIRST_NODE, FakeGrid
 from tests.support.folders import TinyPixels, camera_folder, sensor_folder, write_device
 from tests.support.played import Played, RecordingApp, play
-from tests.support.tiny import forget
+from tests.support.tiny import forget, spec_of
 
 CAMERA, SENSOR = 0, 4
 """Device 0 would be idle, without a file of its own."""
@@ -83,7 +83,7 @@ def test_own_folders_take_part_in_a_run(
         (task,) = told["tasks"]
         for call in (c for c in played.app.of("train") if c.index == index):
             mass = update_of(call.reply.content).mass
-            assert set(mass) == set(module_keys([task], told["modalities"], "tiny"))
+            assert set(mass) == set(module_keys([task], told["modalities"], spec_of(played.config)))
             assert set(mass.values()) == {told["tasks"][task]}
     # Their test examples are their shard of both splits.
     held = {p.index: dict(p.tests) for p in all_profiles(tiny)}

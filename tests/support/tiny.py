@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -19,17 +19,18 @@ from torch import Tensor, nn
 
 from clients import resident
 from clients.examples import TaskData
+from clients.spec import model_spec
 from hffm_flower.config import RunConfig
 from hffm_flower.data import DATASETS
 from hffm_flower.data.dataset import Indices, Item, Split, no_modality, text_item
-from hffm_flower.models.adapters import BottleneckAdapter
 from hffm_flower.models.backbones import BACKBONES, Weights, attend
 from hffm_flower.models.encoders import ENCODERS, Encoder
-from hffm_flower.models.multimodal import ModelSpec, MultimodalModel
-from hffm_flower.modules import ModuleKey, ModuleKind
+from hffm_flower.models.multimodal import MultimodalModel
+from hffm_flower.models.parts import ModelSpec
+from hffm_flower.modules import ModuleKey
 from hffm_flower.seeding import generator, stream_seed
 from hffm_flower.tasks import TASKS, TaskSpec
-from tests.support.tiny_encoders import WIDTH, TinyImage, TinySensor, TinyText
+from tests.support.tiny_encoders import WIDTH, DeepImage, TinyImage, TinySensor, TinyText
 
 ANSWERS = ("north", "east", "south", "west")
 OWNERS = 8
@@ -42,17 +43,22 @@ class TinyFusion:
     assets: ClassVar[tuple[str, ...]] = ()
     width: ClassVar[int] = WIDTH
     native_streams: ClassVar[tuple[str, ...]] = ("text",)
+    layers: ClassVar[tuple[str, ...]] = ("tiny.0",)
+    projections: ClassVar[Mapping[str, tuple[int, int]]] = {
+        "query": (WIDTH, WIDTH),
+        "value": (WIDTH, WIDTH),
+    }
     loaded: ClassVar[list[tuple[str, int]]] = []
 
     @staticmethod
     def module_keys() -> tuple[ModuleKey, ...]:
-        """``adapter/tiny.0``."""
-        return (ModuleKey(ModuleKind.ADAPTER, "tiny.0"),)
+        """None."""
+        return ()
 
     @staticmethod
-    def make_module(adapter_rank: int) -> nn.Module:
-        """The adapter."""
-        return BottleneckAdapter(WIDTH, adapter_rank)
+    def make_module() -> nn.Module:
+        """There is none."""
+        raise NotImplementedError
 
     @staticmethod
     def load_frozen(weights: Weights, seed: int) -> nn.Module:
@@ -66,12 +72,16 @@ class TinyFusion:
 
     @staticmethod
     def fuse(
-        frozen: nn.Module, trained: Sequence[nn.Module], x_BTD: Tensor, mask_BT: Tensor
+        frozen: nn.Module, trained: Sequence[Any], x_BTD: Tensor, mask_BT: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Attend from token 0."""
+        (tuning,) = trained
         q, k, v = frozen(x_BTD).chunk(3, -1)
-        fused = x_BTD[:, :1] + attend(q[:, :1], k, v, mask_BT, heads=2)
-        return trained[0](fused)[:, 0], x_BTD
+        q, first = q[:, :1], x_BTD[:, :1]
+        q = q if (more := tuning.added("query", first)) is None else q + more
+        v = v if (more := tuning.added("value", x_BTD)) is None else v + more
+        fused = first + tuning.attention(attend(q, k, v, mask_BT, heads=2))
+        return tuning.output(fused)[:, 0], x_BTD
 
 
 class TinyData:
@@ -163,6 +173,7 @@ TINY_TASKS = {
 }
 TINY_ENCODERS: dict[str, type[Encoder]] = {
     "tiny-image": TinyImage,
+    "deep-image": DeepImage,
     "tiny-text": TinyText,
     "tiny-sensor": TinySensor,
 }
@@ -184,7 +195,7 @@ def forget() -> None:
     """Empty what a device process keeps between messages."""
     for kept in (
         resident._partition, resident._dataset, resident._encoder, resident._frozen,
-        resident.own_data,
+        resident.own_data, resident._profiles,
     ):  # fmt: skip
         kept.cache_clear()
     resident._examples.clear()
@@ -218,7 +229,7 @@ def settings(root: Path, **changes: object) -> RunConfig:
 
 def spec_of(config: RunConfig) -> ModelSpec:
     """The model of a run."""
-    return resident.model_spec(config)
+    return model_spec(config)
 
 
 def model_of(config: RunConfig, tasks: Sequence[str], modalities: Iterable[str]) -> MultimodalModel:
@@ -231,7 +242,7 @@ def examples(task: str, count: int, modalities: Iterable[str], *, seed: int = 0)
     """The first ``count`` training examples of a tiny task, encoded."""
     data = TinyData(task, train_per_answer=count, test_per_answer=1, seed=seed)
     rows, held = range(count), set(modalities)
-    of = {e.modality: e for e in TINY_ENCODERS.values()}
+    of = {e.modality: e for n, e in TINY_ENCODERS.items() if n != "deep-image"}
     inputs = {
         s: of[m]("random", 0, torch.device("cpu")).encode(data.items(m, "train", rows))[s]
         for m, s in TASKS[task].inputs.items()

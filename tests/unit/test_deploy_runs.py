@@ -9,9 +9,11 @@ import pytest
 from flwr.common.config import flatten_dict
 from torch import nn
 
+from clients.spec import model_spec
 from hffm_flower.cli.options import SMOKE
 from hffm_flower.config import RunConfig, keys
-from hffm_flower.models.multimodal import ModelSpec, MultimodalModel, module_keys
+from hffm_flower.models.multimodal import MultimodalModel
+from hffm_flower.models.parts import ModelSpec, module_keys
 from hffm_flower.modules import ModuleKey, ModuleKind
 from hffm_flower.schedule import Placement, Schedule, Scope
 from strategies.server_optimizers import OptimizerPolicy
@@ -26,9 +28,9 @@ def load(name: str) -> RunConfig:
 
 def schedule(config: RunConfig) -> Schedule:
     """Schedule of a run in which some device holds each module that its tasks can have."""
-    tasks, backbone = config.data.tasks, config.model.backbone
-    every = set(module_keys(tasks, tuple(config.encoder_names()), backbone))
-    without_text = set(module_keys(tasks, ("image", "sensor"), backbone))
+    tasks, spec = config.data.tasks, model_spec(config)
+    every = set(module_keys(tasks, tuple(config.encoder_names()), spec))
+    without_text = set(module_keys(tasks, ("image", "sensor"), spec))
     return Schedule.of(
         every | without_text, method=config.method, policy=config.server.modules,
         period=config.tree.period, rounds=config.rounds,
@@ -51,7 +53,7 @@ def test_default_shows_every_setting_at_its_default() -> None:
     table = tomllib.loads((RUNS / "default.toml").read_text(encoding="utf-8"))
     for at in table.values():
         if isinstance(at, dict):
-            at |= {k: " ".join(v) for k, v in at.items() if isinstance(v, list)}
+            at |= {k: " ".join(map(str, v)) for k, v in at.items() if isinstance(v, list)}
     words = flatten_dict(table)
     assert words == RunConfig().to_flwr()
     assert tuple(words) == keys()

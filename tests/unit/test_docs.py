@@ -23,9 +23,12 @@ def test_every_setting_is_documented_once_in_order() -> None:
 
 def test_documented_types_and_defaults_are_the_real_ones() -> None:
     flat = RunConfig().to_flwr()
-    lists = {"data.tasks", "model.encoders"}
+    lists = dict.fromkeys(
+        ("data.tasks", "model.encoders", "model.lora-targets", "model.tune", "model.tune-targets",
+         "model.prompts"), "words",
+    ) | {"tree.memory-mib": "numbers", "model.lora-ranks": "numbers"}  # fmt: skip
     want = {
-        key: ("words" if key in lists else type(value).__name__, json.dumps(value))
+        key: (lists.get(key, type(value).__name__), json.dumps(value))
         for key, value in flat.items()
     }
     assert {row["key"]: (row["type"], row["default"]) for row in rows()} == want

@@ -1,4 +1,4 @@
-"""Frozen encoders, one per modality, and the cache of their tokens."""
+"""Encoders, one per modality, the cache of their tokens, and their tails that may be trained."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from hffm_flower.models.encoders.cache import FeatureCache
-from hffm_flower.models.encoders.encoder import Encoder, Stream, Tokens, Weights
+from hffm_flower.models.encoders.encoder import Encoder, Stream, Tail, Tokens, Weights
 from hffm_flower.models.encoders.lite0 import Lite0
 from hffm_flower.models.encoders.minilm import MiniLm
 from hffm_flower.models.encoders.patches import Patches
 from hffm_flower.models.encoders.speech import Speech
 
-__all__ = ["ENCODERS", "Encoder", "FeatureCache", "Stream", "Tokens", "Weights"]
+__all__ = ["ENCODERS", "Encoder", "FeatureCache", "Stream", "Tail", "Tokens", "Weights"]
 
 ENCODERS: Final[Mapping[str, type[Encoder]]] = {
     "lite0": Lite0,

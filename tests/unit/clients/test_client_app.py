@@ -69,6 +69,9 @@ def test_profile(tiny: RunConfig) -> None:
         "definitions": definitions(tiny.data.tasks),
         "skipped": {},
         "peer": "",
+        "ranks": {},
+        "rank": 0,
+        "experts": [],
     }
 
 

@@ -15,7 +15,7 @@ from clients.resident import Device, open_own, own_data
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError
 from hffm_flower.models.encoders import ENCODERS
-from hffm_flower.models.multimodal import module_keys
+from hffm_flower.models.parts import module_keys
 from hffm_flower.modules import ModuleKey
 from tests.support.folders import (
     TinyPixels,
@@ -58,7 +58,7 @@ def test_it_trains_and_tests_on_its_folders(tiny: RunConfig, folders: Path) -> N
         "tiny-vqa": (16, {"image", "text"}), "tiny-move": (14, {"sensor"}),
     }  # fmt: skip
     assert device.model().keys == module_keys(
-        ("tiny-vqa", "tiny-move"), ("image", "sensor", "text"), "tiny"
+        ("tiny-vqa", "tiny-move"), ("image", "sensor", "text"), device.spec
     )
     tests = [device.test_data(split) for split in ("iid", "skewed")]
     assert {p.task: len(p) for p in tests[0]} == dict(device.profile.tests)

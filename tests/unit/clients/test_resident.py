@@ -15,15 +15,15 @@ from clients.resident import (
     encoder_of,
     frozen_layers,
     label_counts,
-    model_spec,
     shared_partition,
 )
+from clients.spec import model_spec
 from hffm_flower.config import RunConfig
 from hffm_flower.data.partition import Partition
 from hffm_flower.errors import ConfigError
-from hffm_flower.models.multimodal import module_keys
+from hffm_flower.models.parts import module_keys
 from hffm_flower.modules import digest
-from tests.support.tiny import TinyFusion, forget
+from tests.support.tiny import TinyFusion, forget, spec_of
 from tests.support.tiny_encoders import TinyImage
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def test_a_device_is_its_profile(tiny: RunConfig) -> None:
     for profile in all_profiles(tiny):
         device = Device(tiny, profile.index, CPU)
         assert device.profile == profile
-        assert device.model().keys == module_keys(profile.tasks, profile.modalities, "tiny")
+        assert device.model().keys == module_keys(profile.tasks, profile.modalities, spec_of(tiny))
         assert {p.task: len(p) for p in device.train_data()} == dict(profile.tasks)
         assert {p.task: len(p) for p in device.test_data("iid")} == dict(profile.tests)
         assert all(p.modalities <= set(profile.modalities) for p in device.train_data())

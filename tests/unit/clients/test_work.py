@@ -27,7 +27,8 @@ class Layers(nn.Module):
 
     def __init__(self, *widths: int) -> None:
         super().__init__()
-        self.spec = SimpleNamespace(backbone=f"layers {widths}", adapter_rank=0)
+        self.spec = SimpleNamespace(backbone=f"layers {widths}")
+        self.rank, self.experts = 0, ()
         self.layers = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))
 
     def forward(self, task: str, inputs: dict[str, Tokens]) -> Tensor:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hffm_flower.assets import asset_root
+from hffm_flower.models.adapters import LayerAdapters
 from hffm_flower.models.backbones import (
     BACKBONES,
     FrozenLayer,
@@ -24,7 +25,9 @@ RANK = 4
 
 def trained(name: str, *, moved: bool = False) -> list[nn.Module]:
     torch.manual_seed(5)
-    modules = [BACKBONES[name].make_module(RANK) for _ in BACKBONES[name].module_keys()]
+    family = BACKBONES[name]
+    modules: list[nn.Module] = [family.make_module() for _ in family.module_keys()]
+    modules += [LayerAdapters(family.width, RANK) for _ in family.layers]
     if moved:
         for module in modules:
             for parameter in module.parameters():
@@ -103,7 +106,8 @@ def test_laws_of_every_backbone(name: str, weights: Weights) -> None:
     modules = trained(name, moved=True)
     assert not any(p.requires_grad for p in frozen.parameters())
     assert all(p.requires_grad for m in modules for p in m.parameters())
-    assert len(modules) == len(family.module_keys()) == len(set(family.module_keys()))
+    assert len(modules) == len({*family.module_keys(), *family.layers})
+    assert bool(family.layers) == bool(family.projections) != bool(family.module_keys())
     x, mask = tokens(family.width)
     x.requires_grad_()
     pooled, fused = family.fuse(frozen, modules, x, mask)

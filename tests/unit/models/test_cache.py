@@ -15,20 +15,21 @@ import torch
 from hffm_flower.data import DATASETS
 from hffm_flower.data.dataset import Item, text_item
 from hffm_flower.models.encoders import ENCODERS, FeatureCache, Stream, Tokens, Weights
+from hffm_flower.models.encoders.encoder import Uncut
 
 CPU = torch.device("cpu")
 
 
-class Counting:
+class Counting(Uncut):
     """An encoder of texts that counts what it encodes; values are no float16 numbers."""
 
     assets: ClassVar[tuple[str, ...]] = ()
     modality: ClassVar[str] = "text"
-    streams: ClassVar[Mapping[str, Stream]] = {"a": Stream(3, 5), "b": Stream(2, 4)}
+    streams: Mapping[str, Stream] = {"a": Stream(3, 5), "b": Stream(2, 4)}
     cacheable: ClassVar[bool] = True
 
     def __init__(
-        self, weights: Weights = "random", seed: int = 0, device: torch.device = CPU
+        self, weights: Weights = "random", seed: int = 0, device: torch.device = CPU, cut: int = 0
     ) -> None:
         self.seen: list[str] = []
         self._seed = seed

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from hffm_flower.data import DATASETS, TASKS
-from hffm_flower.data.dataset import Item, RawInput, text_item
+from hffm_flower.data.dataset import Item, text_item
 from hffm_flower.models.encoders import ENCODERS, Encoder, Weights
 from hffm_flower.models.encoders.encoder import BATCH, Tokens
+from tests.support.raw_items import items, window
 
 CPU = torch.device("cpu")
 WEIGHTS: tuple[Weights, ...] = ("pretrained", "random")
@@ -25,32 +24,6 @@ LAWS = [pytest.param(n, w, id=f"{n}-{w}") for n in ENCODERS for w in WEIGHTS]
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def picture(seed: int) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (20 + seed, 30, 3), np.uint8)
-    return Image.fromarray(pixels)
-
-
-def window(seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    return np.random.default_rng(seed).standard_normal((150, 6)).astype(np.float32)
-
-
-def clip(seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """1.5 s of a tone in noise, between -1 and 1."""
-    tone = np.sin(2 * np.pi * (150 + 90 * seed) * np.arange(24_000) / 16_000)
-    noise = np.random.default_rng(seed).uniform(-0.2, 0.2, 24_000)
-    return (0.6 * tone + noise).astype(np.float32)
-
-
-def items(modality: str, count: int) -> list[Item]:
-    if modality == "text":
-        words = ["Is this", "a red", "shape?", "what", "ONE", "banana", "here"]
-        return [text_item(" ".join(words[i % 7 : 1 + i % 5 + i % 7])) for i in range(count)]
-    makers: dict[str, Callable[[int], RawInput]] = {
-        "image": picture, "sensor": window, "audio": clip
-    }  # fmt: skip
-    return [Item(f"{i:064x}", partial(makers[modality], i)) for i in range(count)]
 
 
 def equal(left: dict[str, Tokens], right: dict[str, Tokens], rows: Sequence[int]) -> bool:

@@ -14,7 +14,8 @@ from hffm_flower.errors import ConfigError, ModuleError
 from hffm_flower.models.backbones import BACKBONES
 from hffm_flower.models.encoders import ENCODERS
 from hffm_flower.models.encoders.encoder import Tokens
-from hffm_flower.models.multimodal import ModelSpec, MultimodalModel, module_keys, task_modules
+from hffm_flower.models.multimodal import MultimodalModel
+from hffm_flower.models.parts import ModelSpec, module_keys, task_modules
 from hffm_flower.modules import ModularState, ModuleKey, digest
 from hffm_flower.tasks import TASKS
 from tests.support.tiny import examples, model_of, spec_of
@@ -67,14 +68,15 @@ def test_a_device_holds_exactly_what_its_task_needs(
     model = build(backbone, [task], modalities)
     family = BACKBONES[backbone]
     expected = {f"head/{task}", *map(str, family.module_keys())}
+    expected |= {f"adapter/{layer}" for layer in family.layers}
     for modality, stream in TASKS[task].inputs.items():
         if modality in modalities and stream not in family.native_streams:
             expected.add(f"projector/{stream}")
     if "text" not in modalities:
         expected.add("prompt/cls")
     assert {str(k) for k in model.keys} == expected
-    assert model.keys == module_keys([task], modalities, backbone)
-    assert model.keys == task_modules(task, modalities, backbone)
+    assert model.keys == module_keys([task], modalities, model.spec)
+    assert model.keys == task_modules(task, modalities, model.spec)
     assert list(model.state()) == sorted(model.keys)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert parameters == sum(a.size for s in model.state().values() for a in s.values())
@@ -98,7 +100,7 @@ def test_a_device_of_several_tasks_holds_the_union(tiny: RunConfig) -> None:
         "adapter/tiny.0", "head/tiny-box", "head/tiny-move", "head/tiny-vqa",
         "projector/image", "projector/image-grid", "projector/sensor", "prompt/cls",
     ]  # fmt: skip
-    assert set(model.keys) == {k for t in tasks for k in task_modules(t, has, "tiny")}
+    assert set(model.keys) == {k for t in tasks for k in task_modules(t, has, model.spec)}
     # A modality that no task of it reads brings nothing.
     assert model_of(tiny, ["tiny-move"], has).keys == model_of(tiny, ["tiny-move"], ["sensor"]).keys
 
