@@ -112,13 +112,13 @@ def train_round(message: Message, context: Context) -> Message:
             saved, own_state = store.read_segment(t, segment - 1)
             progress = Progress.of(saved)
             model.load({k: v for k, v in own_state.items() if k not in sent})
+        own = set(model.keys) - sent
         done = train(
             model, device.train_data(), config.train,
             t=t, rounds=config.rounds, seed=config.seed, device_index=device.profile.index,
             segment=segment, segments=segments, progress=progress,
-            resting=device.resting(t),
+            resting=device.resting(t), personal=own,
         )  # fmt: skip
-        own = set(model.keys) - sent
         if segment + 1 < segments:
             store.save_segment(t, segment, done.progress.tensors(), model.state(own))
         elif own:
@@ -181,8 +181,8 @@ def _assemble(
     message: Message, context: Context, device: Device, *, before: int
 ) -> tuple[MultimodalModel, set[ModuleKey], DeviceStore]:
     """The model with the modules sent; modules not sent are the device's own."""
-    model = device.model()
     sent = modules_of(message.content)
+    model = device.model(sent)
     store = _store(context, device)
     if set(model.keys) - set(sent):
         model.load(store.read(before))

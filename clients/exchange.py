@@ -160,7 +160,7 @@ def _train(
 ) -> tuple[ModularUpdate, Trained, tuple[Parcel, ...]]:
     """Train and exchange, part by part; the own update, figures, and what is then held."""
     config, segments = device.config, circle.plan.segments
-    model = device.model()
+    model = device.model(modules)
     own = set(model.keys) - set(modules)
     if own:
         model.load(store.read(t))
@@ -172,6 +172,7 @@ def _train(
             model, data, config.train,
             t=t, rounds=config.rounds, seed=config.seed, device_index=circle.me,
             segment=segment, segments=segments, progress=progress, resting=device.resting(t),
+            personal=own,
         )  # fmt: skip
         progress = done.progress
         mass = {k: n for k, n in done.mass.items() if k in modules}

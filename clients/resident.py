@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from hffm_flower.models.backbones import BACKBONES
 from hffm_flower.models.encoders import ENCODERS, Encoder, FeatureCache, Weights
 from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.models.parts import module_keys
-from hffm_flower.modules import ModuleKey
+from hffm_flower.modules import ModuleKey, ModuleKind
 from hffm_flower.profile import NodeProfile
 from hffm_flower.seeding import stream_seed
 
@@ -156,13 +157,18 @@ class Device:
         self.spec = model_spec(config)
         self.profile = own_profile(config, own, index) if own else all_profiles(config)[index]
 
-    def model(self) -> MultimodalModel:
-        """A model with the device's modules at their initial values."""
+    def model(self, sent: Iterable[ModuleKey] = ()) -> MultimodalModel:
+        """A model with the device's modules at their initial values.
+
+        Args:
+            sent: Modules that have come; experts among them that are not its own are lent to it.
+        """
+        lent = {k for k in sent if k.kind is ModuleKind.EXPERT}
         own, spec = self.profile, self.spec
         tasks = self.config.data.tasks if spec.whole and own.tasks else tuple(own.tasks)
         frozen = frozen_layers(self.config, self.on)
         return MultimodalModel(
-            spec, tasks, own.modalities, frozen, keys=self._keys(),
+            spec, tasks, own.modalities, frozen, keys=self._keys() | lent,
             rank=own.rank, tails=lambda m: encoder_of(self.config, m, self.on).tail(),
         ).to(self.on)  # fmt: skip
 
@@ -266,11 +272,9 @@ def own_profile(config: RunConfig, own: OwnData, index: int) -> NodeProfile:
         return dataclasses.replace(profile, rank=ranks(config, spec)[index])
     if spec.adapter != "experts":
         return profile
-    most = min(
-        spec.experts, config.model.experts_held or spec.experts,
-        memories_mib(config)[index] // expert_mib(spec),
-    )  # fmt: skip
-    held = sorted((index + j) % spec.experts for j in range(int(most)))
+    lent, most = config.model.experts_lent, config.model.experts_held or spec.experts
+    room = min(memories_mib(config)[index] / expert_mib(spec), spec.experts + lent)
+    held = sorted((index + j) % spec.experts for j in range(min(most, int(room) - lent)))
     return dataclasses.replace(profile, experts=tuple(held))
 
 

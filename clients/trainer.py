@@ -125,6 +125,7 @@ def train(
     segments: int = 1,
     progress: Progress | None = None,
     resting: Collection[ModuleKey] = (),
+    personal: Collection[ModuleKey] = (),
     stopped: Callable[[], bool] = lambda: False,
 ) -> Trained:
     """Train ``model`` in place for one edge round, or for one segment of it.
@@ -146,6 +147,9 @@ def train(
         segments: Parts of about equally many batches.
         progress: What the segment before left; None for the first.
         resting: Modules that are not trained in this round.
+        personal: Modules that stay on the device. With ``head-epochs`` they are trained first,
+            alone, and rest while the others are (FedRep, Collins et al. 2021, arXiv 2102.07078,
+            Alg. 1).
         stopped: Asked before every step.
 
     Raises:
@@ -153,10 +157,18 @@ def train(
         DivergedError: The loss is not finite.
     """
     sizes = [len(part) for part in data]
-    plan = round_batches(sizes, config, generator(seed, "train", device_index, t))
+    keys = [k for k in model.keys if k not in resting]
+    first = {k for k in keys if k in personal} if config.head_epochs else set()
+    rng = generator(seed, "train", device_index, t)
+    alone: Batches = []
+    for _ in range(config.head_epochs if 0 < len(first) < len(keys) else 0):
+        alone += batches(sizes, batch_size=config.batch_size, rng=rng)
+    plan = alone + round_batches(sizes, config, rng)
     lost = dropped_modalities(data, plan, config.modality_dropout,
                               generator(seed, "dropout", device_index, t))  # fmt: skip
-    named = model.parameters_of(k for k in model.keys if k not in resting)
+    named = model.parameters_of(keys)
+    ahead = list(model.parameters_of(first).values()) if alone else []
+    behind = list(model.parameters_of(set(keys) - first).values()) if alone else []
     weights = list(named.values())
     on = weights[0].device
     flops = training_flops(model, data)
@@ -184,7 +196,10 @@ def train(
         loss = model.head(batch.task).loss(output.float(), batch.targets)
         model.zero_grad(set_to_none=True)
         torch.autograd.backward(loss + config.balance * balance_of(model))
-        note_experts(done.used, model, index, rows, len(data[index]))
+        if step >= len(alone):
+            note_experts(done.used, model, index, rows, len(data[index]))
+        for weight in behind if step < len(alone) else ahead:
+            weight.grad = None
         _add_proximal(weights, start, config.proximal_mu)
         if config.clip_norm:
             torch.nn.utils.clip_grad_norm_(weights, config.clip_norm)
@@ -198,7 +213,7 @@ def train(
             "train.clip-norm"
         )
     done.steps, done.loss, done.moments = last, float(total), _moments(optimizer, named)
-    mass = masses(model, data, plan[:last], lost, done.used)
+    mass = masses(model, data, plan[len(alone) : last], lost[len(alone) :], done.used)
     mass = {k: n for k, n in mass.items() if k not in resting}
     return Trained(mass, done.loss, done.examples, done.flops, done)
 

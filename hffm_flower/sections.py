@@ -95,6 +95,9 @@ class ModelConfig(Section):
     experts_per_example: int = Field(2, ge=1, description="top-k of the gate")
     expert_copies: int = Field(2, ge=1, description="devices that hold each expert, at least")
     experts_held: int = Field(0, ge=0, description="by a device, at most; 0: as memory allows")
+    experts_lent: int = Field(
+        0, ge=0, description="experts of others that a device gets for each round besides"
+    )
     whole: bool = Field(False, description="baseline: no modules, absent inputs are zeros")
 
 
@@ -113,6 +116,9 @@ class TrainConfig(Section):
     proximal_mu: float = Field(0.0, ge=0, description="FedProx term; 0: off")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    head_epochs: int = Field(
+        0, ge=0, description="passes before these that train what stays on the device, alone"
+    )
     modality_dropout: float = Field(
         0.0, ge=0, lt=1, description="chance that a batch goes without an optional modality"
     )

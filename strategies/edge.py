@@ -9,14 +9,13 @@ advances its own.
 from __future__ import annotations
 
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from hffm_flower.modules import ModularUpdate, ModuleKey, ModuleState
+from hffm_flower.modules import ModularUpdate, ModuleKey, ModuleKind, ModuleState
 from hffm_flower.records import (
     CONFIG,
     MASS,
@@ -29,8 +28,10 @@ from hffm_flower.records import (
     modules_record,
     number,
 )
-from hffm_flower.report import RoundReport, Score
+from hffm_flower.report import RoundReport
 from hffm_flower.schedule import Schedule, Scope
+from hffm_flower.seeding import generator
+from strategies.figures import plausible, scalar, score_of
 from strategies.grids import EVALUATE, EVALUATE_CLUSTER, TRAIN, ClusterRound, instruction
 from strategies.modular import Gathered, Member, ModularStrategy
 from strategies.rules import LoraPolicy
@@ -38,7 +39,6 @@ from strategies.selection import participants
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("iid", "skewed")
 MOST_FLOPS = 1e18
 """Of one device in one round [flop]."""
 
@@ -62,6 +62,7 @@ class EdgeStrategy(ModularStrategy):
         report_every: Edge rounds between reports where nothing reaches the cloud.
         on_round: Told of every edge round as it ends, before the cloud hears of it.
         lora: As in `ModularStrategy`.
+        lent: Experts of others that a device gets for each round, beside its own.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class EdgeStrategy(ModularStrategy):
         report_every: int,
         on_round: Callable[[RoundReport], None] = lambda report: None,
         lora: LoraPolicy | None = None,
+        lent: int = 0,
     ) -> None:
         super().__init__(
             members, schedule, rule=rule, optimizer=optimizer, quorum=quorum,
@@ -87,6 +89,7 @@ class EdgeStrategy(ModularStrategy):
         self.index = index
         self.seed = seed
         self.fraction = fraction
+        self.lent = lent
         self.evaluated = frozenset(schedule.edge_evaluations(report_every))
         self.own = frozenset(schedule.scoped(Scope.EDGE))
         self.personal = frozenset(schedule.scoped(Scope.DEVICE))
@@ -178,9 +181,9 @@ class EdgeStrategy(ModularStrategy):
         report.devices += sorted(used)
         for answer in got.answers:
             figures = metrics(answer.message.content, "metrics")
-            report.loss_sum += _scalar(figures.get("loss"))
-            report.trained += int(_scalar(figures.get("examples")))
-            flops = _scalar(figures.get("flops"))
+            report.loss_sum += scalar(figures.get("loss"))
+            report.trained += int(scalar(figures.get("examples")))
+            flops = scalar(figures.get("flops"))
             if not 0.0 <= flops <= MOST_FLOPS:
                 log.warning(
                     "device %d says it took %g flop; not priced", answer.member.index, flops
@@ -203,8 +206,8 @@ class EdgeStrategy(ModularStrategy):
         for answer in got.answers:
             for name, values in metrics(answer.message.content, "scores").items():
                 split, _, task = name.partition("/")
-                score = _score(values)
-                if score is None or not _plausible(score, answer.member, split, task):
+                score = score_of(values)
+                if score is None or not plausible(score, answer.member, split, task):
                     log.warning("device %d: %s = %s is no score", answer.member.index, name, values)
                     continue
                 report.add_score(tier, split, task, score)
@@ -216,7 +219,7 @@ class EdgeStrategy(ModularStrategy):
         out = []
         for node in nodes:
             member = self.members[node]
-            keys = [k for k in member.keys if k in self.modules and k not in self.personal]
+            keys = self.shared(member, report.t if kind == TRAIN else 0)
             record = modules_record(self.held_by(member, keys))
             config = ConfigRecord({"t": report.t})
             content = RecordDict({MODULES: record, CONFIG: config})
@@ -224,6 +227,19 @@ class EdgeStrategy(ModularStrategy):
                 instruction(content, node_id=node, kind=kind, t=report.t, ttl_s=self.deadline_s)
             )
         return out
+
+    def shared(self, member: Member, t: int) -> tuple[ModuleKey, ...]:
+        """Modules that a device has from here: its own, and in edge round ``t`` >= 1 lent ones.
+
+        Lent are experts that other devices of the cluster hold, drawn anew for every round.
+        """
+        own = [k for k in member.keys if k in self.modules and k not in self.personal]
+        if not self.lent or not t:
+            return tuple(own)
+        experts = {k for m in self.members.values() for k in m.keys if k.kind is ModuleKind.EXPERT}
+        others = sorted((experts & self.modules.keys()) - set(member.keys) - self.personal)
+        order = generator(self.seed, "lend", member.index, t).permutation(len(others))
+        return tuple(sorted([*own, *(others[i] for i in order[: self.lent])]))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -274,22 +290,3 @@ def _reply(
             REPORT: ConfigRecord({"rounds": [r.to_json() for r in reports]}),
         }
     )
-
-
-def _score(values: object) -> Score | None:
-    if not isinstance(values, list) or len(values) != 3 or not all(map(math.isfinite, values)):
-        return None
-    return Score(int(values[0]), int(values[1]), float(values[2]))
-
-
-def _plausible(score: Score, member: Member, split: str, task: str) -> bool:
-    """Whether a device can have counted this: within its shard, of a task that it runs."""
-    tests = member.tests
-    known = tests is None or split not in SPLITS or task in tests or split == "skewed"
-    most = tests[task] if tests is not None and split == "iid" and task in tests else score.total
-    bounded = 0 <= score.correct <= score.total <= most and 0 <= score.value <= score.total + 1e-3
-    return known and bounded and split in SPLITS
-
-
-def _scalar(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0

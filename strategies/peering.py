@@ -84,7 +84,7 @@ class PeerEdgeStrategy(EdgeStrategy):
         nodes = [n for n in drawn if self._reachable(n)]
         if not nodes:
             return (yield from super().collect(report))
-        holds = {self.members[n].index: self._shared(self.members[n]) for n in nodes}
+        holds = {m.index: self.shared(m, report.t) for m in (self.members[n] for n in nodes)}
         sizes = {
             k: sum(a.nbytes for a in self.modules[k].values())
             for k in {k for keys in holds.values() for k in keys}
@@ -112,7 +112,8 @@ class PeerEdgeStrategy(EdgeStrategy):
 
         def take_direct(member: Member, reply: Message) -> None:
             update = update_of(reply.content)
-            self._check(update, member, settled.missing.get(member.index, self._shared(member)))
+            allowed = settled.missing.get(member.index, self.shared(member, report.t))
+            self._check(update, member, allowed)
             rule.add(update)
             count(behind, Parcel.of(update, member.index))
 
@@ -127,17 +128,14 @@ class PeerEdgeStrategy(EdgeStrategy):
         """Whether a device can take part in an exchange."""
         return self.tickets is None or self.members[node].index in self.tickets.addresses
 
-    def _shared(self, member: Member) -> tuple[ModuleKey, ...]:
-        return tuple(k for k in member.keys if k in self.modules and k not in self.personal)
-
     def _take(self, heard: _Heard, member: Member, reply: Message) -> None:
         """Read the reply of a device that took part in the exchange."""
         index = member.index
         if TRAINED not in reply.content.metric_records:
             # The device's own words, which no neighbour could use: say why.
-            self._check(update_of(reply.content), member, self._shared(member))
+            self._check(update_of(reply.content), member, heard.holds[index])
             raise ModuleError("does not say what it trained")
-        heard.own[index] = self._trained_of(reply, member)
+        heard.own[index] = self._trained_of(reply, member, heard.holds[index])
         if self.tickets is not None:
             self.tickets.enter(reply.content, heard.t, index, heard.holds)
             if is_lacking(reply.content):
@@ -153,10 +151,12 @@ class PeerEdgeStrategy(EdgeStrategy):
             if parcels:
                 heard.uploads[index] = parcels
 
-    def _trained_of(self, reply: Message, member: Member) -> dict[ModuleKey, float]:
+    def _trained_of(
+        self, reply: Message, member: Member, held: Collection[ModuleKey]
+    ) -> dict[ModuleKey, float]:
         trained = masses_of(reply.content, TRAINED)
         for key, mass in trained.items():
-            if key not in self._shared(member):
+            if key not in held:
                 raise ModuleError(f"says it trained {key}, which it does not hold")
             self.check_mass(key, mass, member)
         return trained

@@ -11,7 +11,7 @@ from hffm_flower.errors import ConfigError, one_of
 from hffm_flower.models.encoders import ENCODERS
 from hffm_flower.modules import ModuleKey, ModuleKind
 from hffm_flower.profile import NodeProfile
-from hffm_flower.schedule import Schedule
+from hffm_flower.schedule import Schedule, Scope
 from hffm_flower.topology import Clusters
 from hffm_flower.tree import groups_of, plant
 
@@ -92,6 +92,12 @@ def _check(config: RunConfig) -> Plan:
             f"{config.rounds} rounds are too few for lora-alternate: {min(never)} would never be "
             "trained; each factor has its turn for the module's period",
             key="rounds",
+        )
+    if config.train.head_epochs and not schedule.scoped(Scope.DEVICE):
+        raise ConfigError(
+            "no module stays on its device, so that none can be trained first; name some in "
+            "server.modules, e.g. 'head/*=device'",
+            key="train.head-epochs",
         )
     return Plan(profiles, keys, schedule, groups_of(config, network))
 

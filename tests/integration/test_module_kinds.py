@@ -11,10 +11,11 @@ import pytest
 from clients.resident import all_profiles
 from clients.store import DeviceStore
 from hffm_flower.config import RunConfig
+from hffm_flower.ledger import LinkClass, Phase
 from hffm_flower.lora import is_lora, rank_of
 from hffm_flower.models.parts import FACTORS, Adapter
 from hffm_flower.modules import ModuleKind
-from hffm_flower.records import read_state
+from hffm_flower.records import modules_of, read_state, update_of
 from strategies.lora_rules import LORA_RULES
 from tests.integration.test_one_device import central, single
 from tests.support.kinds import KINDS
@@ -80,3 +81,33 @@ def test_devices_have_ranks_and_the_cloud_keeps_the_highest(
     assert rank_of(run.files.cloud()[key]) <= 5
     edges = [read_state(run.files.edge(index)) for index in (0, 1)]
     assert max(rank_of(edge[key]) for edge in edges) > 5  # edges keep the sum of the ranks
+
+
+@pytest.mark.parametrize("plan", ["none", "relay"])
+def test_experts_are_lent_for_a_round(tiny: RunConfig, tmp_path: Path, plan: str) -> None:
+    """A device trains its own expert and another one, which a neighbour may bring."""
+    config = tiny.with_values(
+        rounds=4, d2d__plan=plan, **KINDS["experts"],
+    ).with_values(model__experts_held=1, model__experts_lent=1, model__expert_copies=1)  # fmt: skip
+    run = play(config, tmp_path / "out")
+    assert run.error is None
+    assert not any(r.dropped for r in run.rounds)
+    held = {p.index: {f"expert/{j}" for j in p.experts} for p in all_profiles(config)}
+    assert sorted(len(h) for h in held.values()) == [0, 1, 1, 1, 1, 1]  # one device is idle
+    lent: dict[int, set[str]] = {k: set() for k in held}
+    for call in run.app.of("train"):
+        came = {str(k) for k in modules_of(call.question.content) if k.kind is ModuleKind.EXPERT}
+        assert held[call.index] <= came
+        assert len(came) <= 2
+        lent[call.index] |= came - held[call.index]
+        assert {str(k) for k in update_of(call.reply.content).mass} >= held[call.index]
+    assert any(len(other) > 1 for other in lent.values())  # drawn anew for every round
+    rows = [row for some in run.files.transfers().values() for row in some]
+    fetched = {
+        (row.dst, name)
+        for row in rows
+        if row.link is LinkClass.D2D and row.phase is Phase.SHARE
+        for name in row.modules
+        if name.startswith("expert/") and name not in held[int(row.dst.partition("/")[2])]
+    }
+    assert bool(fetched) == (plan == "relay")
