@@ -16,6 +16,7 @@ from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.models.parts import ModelSpec, module_keys
 from hffm_flower.modules import ModuleKey, ModuleKind
 from hffm_flower.schedule import Placement, Schedule, Scope
+from strategies.planting import schedule_of
 from strategies.server_optimizers import OptimizerPolicy
 
 RUNS = Path(__file__).parents[2] / "deploy" / "runs"
@@ -31,14 +32,14 @@ def schedule(config: RunConfig) -> Schedule:
     tasks, spec = config.data.tasks, model_spec(config)
     every = set(module_keys(tasks, tuple(config.encoder_names()), spec))
     without_text = set(module_keys(tasks, ("image", "sensor"), spec))
-    return Schedule.of(
-        every | without_text, method=config.method, policy=config.server.modules,
-        period=config.tree.period, rounds=config.rounds,
-    )  # fmt: skip
+    return schedule_of(config, every | without_text)
 
 
 def test_the_folder_holds_the_known_runs() -> None:
-    assert FILES == ["asymmetric.toml", "default.toml", "personal-heads.toml", "smoke.toml"]
+    assert FILES == [
+        "asymmetric.toml", "default.toml", "fedrep.toml", "fedsa-lora.toml",
+        "personal-heads.toml", "smoke.toml",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -90,8 +91,17 @@ def test_asymmetric_adapters_are_the_large_part() -> None:
     assert round(size[ModuleKey(ModuleKind.HEAD, "easyvqa10")] / 1e6, 2) == 0.15
 
 
-def test_personal_heads_stay_and_all_else_is_shared() -> None:
-    config = load("personal-heads.toml")
+def test_fedsa_lora_shares_a_and_keeps_b() -> None:
+    placements = schedule(load("fedsa-lora.toml")).placements
+    own = {str(k) for k, p in placements.items() if p.scope is Scope.DEVICE}
+    assert own == {"adapter/fusion.4.B", "adapter/fusion.5.B"}
+    assert {"adapter/fusion.4.A", "adapter/fusion.5.A"} <= {str(k) for k in placements}
+
+
+@pytest.mark.parametrize("name", ["personal-heads.toml", "fedrep.toml"])
+def test_personal_heads_stay_and_all_else_is_shared(name: str) -> None:
+    config = load(name)
+    assert bool(config.train.head_epochs) == (name == "fedrep.toml")
     placements = schedule(config).placements
     heads = tuple(sorted(ModuleKey(ModuleKind.HEAD, task) for task in config.data.tasks))
     assert tuple(k for k, p in placements.items() if p == Placement(Scope.DEVICE)) == heads
