@@ -163,11 +163,6 @@ class ModelSpec:
                 key="model.experts-per-example",
             )
 
-    @property
-    def has_lora(self) -> bool:
-        """Whether any module consists of LoRA factors."""
-        return self.adapter == "lora" or any(t.rank for t in self.tune.values())
-
     def stream(self, modality: str, name: str) -> Stream:
         """Shape of a stream of tokens.
 
