@@ -16,6 +16,7 @@ from hffm_flower.cli import (
     data,
     doctor,
     evaluate,
+    export,
     network,
     node,
     roles,
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.command("run")(run.run_command)
 app.command("compare")(compare.compare_command)
 app.command("eval")(evaluate.eval_command)
+app.command("export")(export.export_command)
 app.command("data")(data.data_command)
 app.command("topology")(topology.topology_command)
 app.command("network")(network.network_command)

@@ -82,6 +82,15 @@ def attend(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, mask_BT: Tensor, heads: 
     return out_BHTD.transpose(1, 2).flatten(-2)
 
 
+BERT_NAMES: Final[Mapping[str, str]] = {
+    **{n: f"attention.self.{n}" for n in ("query", "key", "value")},
+    "attention_out": "attention.output.dense",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+}
+"""Projection of a MiniLM layer -> its name in a layer of BERT."""
+
+
 class FrozenLayer(nn.Module):
     """One post-norm transformer layer of MiniLM; its weights are constants."""
 
@@ -98,12 +107,9 @@ class FrozenLayer(nn.Module):
 
     def read(self, state: Mapping[str, Tensor], prefix: str) -> None:
         """Copy one layer of a BERT state dict in."""
-        parts = [f"{prefix}attention.self.{n}" for n in ("query", "key", "value")]
-        sources = {
-            "attention_out": "attention.output.dense",
+        parts = [f"{prefix}{BERT_NAMES[n]}" for n in ("query", "key", "value")]
+        sources = {n: BERT_NAMES[n] for n in ("attention_out", "up", "down")} | {
             "attention_norm": "attention.output.LayerNorm",
-            "up": "intermediate.dense",
-            "down": "output.dense",
             "output_norm": "output.LayerNorm",
         }
         own = {

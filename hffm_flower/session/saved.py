@@ -25,7 +25,7 @@ from hffm_flower.models.parts import streams_of, task_modules
 from hffm_flower.modules import ModularState, ModuleKey, ModuleKind
 from hffm_flower.records import read_state
 from hffm_flower.result import summarise, task_facts
-from hffm_flower.runfiles import RunFiles
+from hffm_flower.runfiles import MODEL, RunFiles
 from hffm_flower.schedule import METHODS
 from hffm_flower.session.preflight import check
 from hffm_flower.tasks import TASKS
@@ -101,21 +101,15 @@ def load(folder: str | Path, node: str | None = None) -> Predictor:
         ConfigError: ``node`` is no such name.
     """
     files = RunFiles(Path(folder))
-    config = _config(files)
+    config = config_of(files)
     on = choose_device(config.train.device)
-    tier, _, number = str(node or "cloud").partition("/")
-    one_of("node", tier, ("cloud", "edge", "device"))
-    if (tier == "cloud") == bool(number) or not (number or "0").isdecimal():
-        raise ConfigError(f"node {node!r} is not of the form cloud, edge/N or device/N")
+    tier, number = parse_node(node)
     if tier == "device":
-        device = Device(config, int(number), on)
+        device = Device(config, number, on)
         model = device.model()
         model.load(device_state(files, config, device))
         return Predictor(config, model, on)
-    path = files.root / "model.safetensors" if tier == "cloud" else files.edge(int(number))
-    if not path.exists():
-        raise OutputError(f"{str(files.root)!r} has no model of {node or 'the cloud'}")
-    state = read_state(path)
+    state = server_state(files, node)
     readable = {ModuleKey(ModuleKind.PROJECTOR, s) for s in native_streams(config)} | state.keys()
     spec, served = model_spec(config), dict[str, set[str]]()
     for key in state:
@@ -144,6 +138,32 @@ def load(folder: str | Path, node: str | None = None) -> Predictor:
     return Predictor(config, model, on)
 
 
+def parse_node(node: str | None) -> tuple[str, int]:
+    """Tier and number of a node; the cloud's number is 0.
+
+    Raises:
+        ConfigError: ``node`` is not of the form cloud, edge/N or device/N.
+    """
+    tier, _, number = str(node or "cloud").partition("/")
+    one_of("node", tier, ("cloud", "edge", "device"))
+    if (tier == "cloud") == bool(number) or not (number or "0").isdecimal():
+        raise ConfigError(f"node {node!r} is not of the form cloud, edge/N or device/N")
+    return tier, int(number or 0)
+
+
+def server_state(files: RunFiles, node: str | None) -> ModularState:
+    """Modules of the cloud (None) or of an edge.
+
+    Raises:
+        OutputError: The folder has none.
+    """
+    tier, number = parse_node(node)
+    path = files.root / MODEL if tier == "cloud" else files.edge(number)
+    if not path.exists():
+        raise OutputError(f"{str(files.root)!r} has no model of {node or 'the cloud'}")
+    return read_state(path)
+
+
 def device_state(files: RunFiles, config: RunConfig, device: Device) -> ModularState:
     """Modules of a device at the end: its edge's, with its own on top."""
     own = files.device(device.profile.index)
@@ -169,7 +189,7 @@ def recompute(folder: str | Path) -> tuple[dict[str, object], dict[str, object]]
             f"the run in {str(files.root)!r} is {saved['status']}, not finished: "
             f"{saved['reason'] or 'no reason given'}"
         )
-    config = _config(files)
+    config = config_of(files)
     expected = _table(_table(saved["summary"]).get("expected"))
     plan = check(config)
     on = choose_device(config.train.device)
@@ -225,7 +245,12 @@ def _edge_state(files: RunFiles, config: RunConfig, device: Device) -> ModularSt
     return read_state(path) if path.exists() else {}
 
 
-def _config(files: RunFiles) -> RunConfig:
+def config_of(files: RunFiles) -> RunConfig:
+    """Settings of a run, without its folders.
+
+    Raises:
+        OutputError: The folder holds no finished run.
+    """
     saved = files.result()
     flat = saved["config"]
     assert isinstance(flat, Mapping)

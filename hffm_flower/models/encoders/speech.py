@@ -125,9 +125,7 @@ class Speech:
 
     @cached_property
     def _network(self) -> SpeechEmbedding:
-        with torch.random.fork_rng(devices=[]):  # its layers draw from the global stream
-            network = SpeechEmbedding()
-        network.fill(read_initialisers("embedding_model.onnx"))
+        network = pretrained()
         if self._weights == "random":
             draw = torch.Generator().manual_seed(stream_seed(self._seed, "encoder", CODE))
             for weights in network.parameters():
@@ -136,6 +134,14 @@ class Speech:
                 else:
                     nn.init.zeros_(weights)
         return network.requires_grad_(False).eval().to(self._device)
+
+
+def pretrained() -> SpeechEmbedding:
+    """The network with the asset's weights, on the host, in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):  # its layers draw from the global stream
+        network = SpeechEmbedding()
+    network.fill(read_initialisers("embedding_model.onnx"))
+    return network.eval()
 
 
 def prepare(item: Item) -> Tensor:
@@ -228,6 +234,17 @@ class SpeechEmbedding(nn.Module):
         """Convolutions of a group, in order."""
         end = (*_STARTS, None)[number + 1]
         return list(self.convolutions)[_STARTS[number] : end]
+
+
+def layer_name(name: str, cut: int) -> str:
+    """Name in `SpeechEmbedding` of a tail's layer: ``convolutions.16``.
+
+    Args:
+        name: As in the tail: ``0.1``, the second convolution of its first group.
+        cut: Where the tail begins.
+    """
+    group, _, convolution = name.partition(".")
+    return f"convolutions.{_STARTS[len(_GROUPS) - cut + int(group)] + int(convolution)}"
 
 
 class SpeechTail(Tail):
