@@ -73,7 +73,7 @@ def export(folder: str | Path, out: str | Path, node: str | None = None) -> list
 
 def _check(spec: ModelSpec) -> None:
     """Refuse a run that has nothing to export."""
-    if not spec.has_lora:
+    if spec.adapter != "lora" and not any(t.rank for t in spec.tune.values()):
         tuned = " and model.tune trained all weights" if spec.tune else ""
         raise ConfigError(
             f"this run has no LoRA modules; model.adapter was {spec.adapter}{tuned}",
