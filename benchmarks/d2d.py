@@ -29,7 +29,7 @@ def exchange(plan: Plan, edge: int) -> list[Transfer]:
     rows: list[Transfer] = []
 
     def row(phase: Phase, step: int, src: str, dst: str, link: LinkClass, size: int) -> None:
-        rows.append(Transfer(1, phase, step, src, dst, link, size, 0, ()))
+        rows.append(Transfer(1, phase, step, src, dst, link, 0, ("adapter/all",), (size,)))
 
     for hop in plan.down:
         size = 4 * FLOATS * len(hop.keys)
@@ -69,8 +69,9 @@ def direct(block: Block, edge: int, members: tuple[int, ...]) -> list[Transfer]:
     here, rows = f"edge/{edge}", []
     for m in members:
         there = f"device/{m}"
-        rows.append(Transfer(1, Phase.DOWN, 0, here, there, LinkClass.DOWNLINK, size, 0, ()))
-        rows.append(Transfer(1, Phase.UP, 0, there, here, LinkClass.UPLINK, size, 0, ()))
+        whole = ("adapter/all",), (size,)
+        rows.append(Transfer(1, Phase.DOWN, 0, here, there, LinkClass.DOWNLINK, 0, *whole))
+        rows.append(Transfer(1, Phase.UP, 0, there, here, LinkClass.UPLINK, 0, *whole))
     return rows
 
 

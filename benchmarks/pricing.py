@@ -19,7 +19,8 @@ BYTES, HEADER_BYTES = 400_000, 2_000
 
 def row(phase: Phase, src: str, dst: str, step: int = 0) -> Transfer:
     """One message of the usual size."""
-    return Transfer(1, phase, step, src, dst, link_between(src, dst), BYTES, HEADER_BYTES, ())
+    link = link_between(src, dst)
+    return Transfer(1, phase, step, src, dst, link, HEADER_BYTES, ("adapter/a",), (BYTES,))
 
 
 def star(network: Network) -> list[Transfer]:

@@ -221,11 +221,11 @@ def _rows(t: int, sent: Transmission, steps: int) -> Iterator[Transfer]:
     turn = sent.turn
     phase = Phase.SHARE if turn.phase == pb.DOWN else Phase.EXCHANGE
     step = turn.segment * steps + turn.step
-    names = tuple(sorted(map(str, sent.modules)))
     wasted = sent.payload_bytes + sent.header_bytes
     if sent.arrived:
-        weight = Weight(sent.tensor_bytes, sent.letter_bytes - sent.tensor_bytes, names)
+        header_bytes = sent.letter_bytes - sum(sent.sizes)
+        weight = Weight(header_bytes, tuple(map(str, sent.modules)), sent.sizes)
         yield peer_transfer(t, phase, step, sent.src, sent.dst, weight)
         wasted -= sent.letter_bytes
     if wasted > 0:
-        yield peer_transfer(t, phase, step, sent.src, sent.dst, Weight(0, wasted, ()))
+        yield peer_transfer(t, phase, step, sent.src, sent.dst, Weight(wasted))

@@ -39,9 +39,9 @@ class Transmission:
         dst: Device that it was for.
         payload_bytes: Safetensors bytes handed to the network, of all tries.
         header_bytes: Header and seal, of all tries.
-        tensor_bytes: Tensors in the message.
         letter_bytes: The whole message, once.
         modules: What it carried.
+        sizes: Tensors of each module [byte].
         tries: How often it was sent.
         arrived: The receiver has it.
     """
@@ -51,9 +51,9 @@ class Transmission:
     dst: int
     payload_bytes: int
     header_bytes: int
-    tensor_bytes: int
     letter_bytes: int
     modules: tuple[ModuleKey, ...]
+    sizes: tuple[int, ...]
     tries: int
     arrived: bool
 
@@ -107,7 +107,7 @@ class Outbox:
             )
         return Transmission(
             turn, self._ticket.index, dst, payload, header,
-            letter.tensor_bytes, letter.total_bytes, letter.modules, tries, verdict in THERE,
+            letter.total_bytes, letter.modules, letter.sizes, tries, verdict in THERE,
         )  # fmt: skip
 
     async def close(self) -> None:

@@ -82,6 +82,7 @@ class RunConfig(Section):
         options: Mapping[str, tuple[str, object]] | None = None,
         *,
         base: Mapping[str, object] | None = None,
+        origins: Mapping[str, str] | None = None,
     ) -> Self:
         """Defaults, then ``base``, then the file, then ``options``.
 
@@ -89,17 +90,12 @@ class RunConfig(Section):
             path: TOML file with the tables of this class.
             options: Dotted key -> (name of the command-line option, value).
             base: Dotted key -> value, e.g. of a preset.
+            origins: Dotted key of ``base`` -> where its value came from.
         """
         flat: dict[str, object] = dict(base or {})
-        origin: dict[str, str] = {}
+        origin: dict[str, str] = dict(origins or {})
         if path is not None:
-            try:
-                table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"cannot read the config {str(path)!r}: {error}") from error
-            except tomllib.TOMLDecodeError as error:
-                raise ConfigError(f"{path} is not valid TOML: {error}") from error
-            for key, value in _flatten(table).items():
+            for key, value in flatten(read_toml(path)).items():
                 flat[key], origin[key] = value, str(path)
         for key, (option, value) in (options or {}).items():
             flat[key], origin[key] = value, option
@@ -113,7 +109,7 @@ class RunConfig(Section):
     def to_flwr(self) -> Flat:
         """Flat form with dotted keys and scalar values only; inverse of `from_flwr`."""
         flat: Flat = {}
-        for key, value in _flatten(self.model_dump(by_alias=True)).items():
+        for key, value in flatten(self.model_dump(by_alias=True)).items():
             scalar = " ".join(map(str, value)) if isinstance(value, tuple) else value
             assert isinstance(scalar, str | int | float | bool)
             flat[key] = scalar
@@ -225,12 +221,27 @@ def located(error: ConfigError, origin: Mapping[str, str]) -> ConfigError:
     return type(error)(f"{error.key}{where}: {error}", key=error.key)
 
 
-def _flatten(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+def read_toml(path: str | Path) -> dict[str, object]:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: It cannot be read, or is not valid.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config {str(path)!r}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def flatten(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Dotted key -> value of nested tables."""
     flat: dict[str, object] = {}
     for name, value in table.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping) and (value or key in TABLES):
-            flat |= _flatten(value, f"{key}.")
+            flat |= flatten(value, f"{key}.")
         else:
             flat[key] = value
     return flat
@@ -246,7 +257,7 @@ def keys() -> tuple[str, ...]:
     return _KEYS
 
 
-_KEYS: Final = tuple(_flatten(RunConfig().model_dump(by_alias=True)))
+_KEYS: Final = tuple(flatten(RunConfig().model_dump(by_alias=True)))
 
 
 def _refuse_unknown(key: str, origin: str) -> None:

@@ -73,12 +73,12 @@ class Transfer:
         src: Address of the sender.
         dst: Address of the receiver.
         link: Class of the link between the two.
-        bytes: Tensors of the modules [byte].
         header_bytes: Everything else of the serialised message [byte].
         modules: Names of the modules inside.
+        sizes: Tensors of each of them, in that order [byte].
 
     Raises:
-        ConfigError: A number is below 0.
+        ConfigError: A number is below 0, or modules and sizes are not as many.
     """
 
     t: int
@@ -87,17 +87,27 @@ class Transfer:
     src: str
     dst: str
     link: LinkClass
-    bytes: int
     header_bytes: int
     modules: tuple[str, ...]
+    sizes: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        for name in ("t", "step", "bytes", "header_bytes"):
-            if getattr(self, name) < 0:
+        numbers = [(name, getattr(self, name)) for name in ("t", "step", "header_bytes")]
+        for name, number in [*numbers, *(("size", size) for size in self.sizes)]:
+            if number < 0:
                 raise ConfigError(
-                    f"{name} = {getattr(self, name)} of a transfer {self.src} -> {self.dst}; "
-                    "it must be >= 0"
+                    f"{name} = {number} of a transfer {self.src} -> {self.dst}; it must be >= 0"
                 )
+        if len(self.modules) != len(self.sizes):
+            raise ConfigError(
+                f"{len(self.modules)} modules with {len(self.sizes)} sizes in a transfer "
+                f"{self.src} -> {self.dst}; each needs its own"
+            )
+
+    @property
+    def bytes(self) -> int:
+        """Tensors of all its modules [byte]."""
+        return sum(self.sizes)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -199,21 +209,22 @@ def traffic(
 def to_line(t: int, transfers: Sequence[Transfer]) -> str:
     """JSON text of one round's transfers, without a line break.
 
-    ``modules`` lists every name once; a transfer is ``[phase, step, src, dst, link, bytes,
-    header_bytes, [place in modules, ...]]``.
+    ``modules`` lists every ``[name, size]`` once: a module has several where messages hold
+    several ranks of it. A transfer is ``[phase, step, src, dst, link, header_bytes,
+    [place in modules, ...]]``.
 
     Raises:
         ConfigError: A transfer is of another round than ``t``.
     """
-    names: dict[str, int] = {}
+    known: dict[tuple[str, int], int] = {}
     rows = []
     for row in transfers:
         if row.t != t:
             raise ConfigError(f"a transfer of round {row.t} in the line of round {t}")
-        places = [names.setdefault(name, len(names)) for name in row.modules]
-        rows.append([row.phase, row.step, row.src, row.dst, row.link, row.bytes,
-                     row.header_bytes, places])  # fmt: skip
-    line = {"t": t, "modules": list(names), "transfers": rows}
+        parts = zip(row.modules, row.sizes, strict=True)
+        places = [known.setdefault(part, len(known)) for part in parts]
+        rows.append([row.phase, row.step, row.src, row.dst, row.link, row.header_bytes, places])
+    line = {"t": t, "modules": list(known), "transfers": rows}
     return json.dumps(line, separators=(",", ":"))
 
 
@@ -225,11 +236,12 @@ def from_line(line: str) -> tuple[int, tuple[Transfer, ...]]:
     """
     try:
         data = json.loads(line)
-        t, names = int(data["t"]), data["modules"]
+        t, known = int(data["t"]), [(name, size) for name, size in data["modules"]]
         transfers = tuple(
-            Transfer(t, Phase(phase), step, src, dst, LinkClass(link), size, header,
-                     tuple(names[place] for place in places))
-            for phase, step, src, dst, link, size, header, places in data["transfers"]
+            Transfer(t, Phase(phase), step, src, dst, LinkClass(link), header,
+                     tuple(known[place][0] for place in places),
+                     tuple(known[place][1] for place in places))
+            for phase, step, src, dst, link, header, places in data["transfers"]
         )  # fmt: skip
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise ConfigError(f"not a line of transfers: {line[:80]!r} ({error})") from error

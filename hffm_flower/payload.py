@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -18,8 +19,17 @@ from flwr.common.serde import recorddict_to_proto
 
 from hffm_flower.d2d import Parcel
 from hffm_flower.errors import ConfigError, ModuleError, ProtocolError
-from hffm_flower.ledger import DEVICE, Phase, Transfer, from_line, link_between, node_of, to_line
-from hffm_flower.modules import ModularUpdate, ModuleKey
+from hffm_flower.ledger import (
+    DEVICE,
+    PRICED,
+    Phase,
+    Transfer,
+    from_line,
+    link_between,
+    node_of,
+    to_line,
+)
+from hffm_flower.modules import ModularUpdate, ModuleKey, ModuleKind
 from hffm_flower.records import MODULES, mass_record, modules_of, modules_record, text, words
 from hffm_flower.rpc.codec import Allowed
 from hffm_flower.rpc.letters import Letter
@@ -41,33 +51,39 @@ class Weight:
     """Size of a message.
 
     Attributes:
-        bytes: The modules' tensors [byte].
-        header_bytes: Everything else of the serialised message [byte].
+        header_bytes: Everything but tensors of the serialised message [byte].
         modules: Names of the modules.
+        sizes: Tensors of each of them, in that order [byte].
     """
 
-    bytes: int
     header_bytes: int
-    modules: tuple[str, ...]
+    modules: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """The modules' tensors [byte]."""
+        return sum(self.sizes)
 
 
 def weigh(content: RecordDict) -> Weight:
     """Weight of a message: of its serialised `RecordDict`, without the transport's framing."""
     total = recorddict_to_proto(content).ByteSize()
-    tensors, names = 0, set[str]()
+    sizes = Counter[str]()
     for name, record in content.array_records.items():
         if name.split(".")[0] == MODULES and list(record) == [MODULES]:
             manifest = _manifest(record[MODULES].data)
-            tensors += sum(b - a for a, b in manifest.values())
-            names |= {tensor.rpartition("/")[0] for tensor in manifest}
-    return Weight(tensors, total - tensors, tuple(sorted(names)))
+            for tensor, (start, end) in manifest.items():
+                if named := _module_of(tensor):
+                    sizes[named] += end - start
+    names = tuple(sorted(sizes))
+    return Weight(total - sizes.total(), names, tuple(sizes[name] for name in names))
 
 
 def weigh_letter(letter: Letter) -> Weight:
     """Weight of a message between peers, without the transport's framing."""
-    tensors = letter.tensor_bytes
-    names = tuple(sorted(map(str, letter.modules)))
-    return Weight(tensors, letter.total_bytes - tensors, names)
+    names = tuple(map(str, letter.modules))
+    return Weight(letter.total_bytes - letter.tensor_bytes, names, letter.sizes)
 
 
 def peer_transfer(t: int, phase: Phase, step: int, src: int, dst: int, weight: Weight) -> Transfer:
@@ -75,8 +91,25 @@ def peer_transfer(t: int, phase: Phase, step: int, src: int, dst: int, weight: W
     a, b = f"{DEVICE}/{src}", f"{DEVICE}/{dst}"
     return Transfer(
         t, phase, step, a, b, link_between(a, b),
-        weight.bytes, weight.header_bytes, weight.modules,
+        weight.header_bytes, weight.modules, weight.sizes,
     )  # fmt: skip
+
+
+def bytes_by_kind(
+    transfers: Iterable[Transfer], phases: Iterable[Phase] = PRICED
+) -> dict[str, int]:
+    """Bytes of tensors by kind of module, over all links, in those ``phases``.
+
+    Raises:
+        ModuleError: A transfer names what is no module.
+    """
+    wanted = frozenset(phases)
+    sums = {str(kind): 0 for kind in ModuleKind}
+    for row in transfers:
+        if row.phase in wanted:
+            for name, size in zip(row.modules, row.sizes, strict=True):
+                sums[ModuleKey.parse(name).kind] += size
+    return sums
 
 
 def packed(parcels: Sequence[Parcel]) -> RecordDict:
@@ -217,10 +250,11 @@ def sent_of(content: RecordDict, t: int, src: int) -> tuple[Transfer, ...]:
             and row.src == f"{DEVICE}/{src}"
             and node_of(row.dst)[0] == DEVICE
             and row.link is link_between(row.src, row.dst)
-            and all(type(n) is int for n in (row.step, row.bytes, row.header_bytes))
+            and all(type(n) is int for n in (row.step, row.header_bytes, *row.sizes))
+            and all(ModuleKey.parse(name) for name in row.modules)
             for row in rows
         )
-    except ConfigError as error:
+    except (ConfigError, ModuleError) as error:
         raise ProtocolError(f"record {SENT!r} cannot be read: {error}") from error
     if not fits:
         raise ProtocolError(f"record {SENT!r} tells of another's messages, or of another round")
@@ -236,6 +270,14 @@ def own_upload(update: ModularUpdate, keys: Iterable[ModuleKey]) -> ModularUpdat
     """What a device answers to ``query.upload``: those modules of its own update with mass."""
     kept = update.only(keys)
     return kept.only(k for k, mass in kept.mass.items() if mass > 0)
+
+
+def _module_of(tensor: str) -> str:
+    """Module of the tensor ``kind/name/tensor``; empty for a tensor of none."""
+    try:
+        return str(ModuleKey.parse(tensor.rpartition("/")[0]))
+    except ModuleError:
+        return ""
 
 
 def _manifest(data: bytes) -> dict[str, tuple[int, int]]:

@@ -52,6 +52,7 @@ class RoundReport:
         work: Device index -> operations of its local training [flop].
         traffic: Class of links -> the modules' tensors, and the rest of the messages, that
             went over it for training [byte, byte].
+        kinds: Kind of module -> tensors that went over all links for training [byte].
         latency_s: Time of the round by the radio model [s].
         energy_j: Energy of the round by the radio model, all nodes together [J].
         seconds: Wall time since the run began, when known [s].
@@ -69,6 +70,7 @@ class RoundReport:
     evaluated: dict[str, list[int]] = field(default_factory=dict)
     work: dict[str, float] = field(default_factory=dict)
     traffic: dict[str, list[int]] = field(default_factory=dict)
+    kinds: dict[str, int] = field(default_factory=dict)
     latency_s: float = 0.0
     energy_j: float = 0.0
     seconds: float = 0.0

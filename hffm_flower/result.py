@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from hffm_flower.config import RunConfig
 from hffm_flower.ledger import LinkClass
+from hffm_flower.modules import ModuleKind
 from hffm_flower.profile import NodeProfile
 from hffm_flower.report import TIERS, RoundReport, Score, TaskFacts, accuracy, mean_accuracy
 from hffm_flower.tasks import TASKS
@@ -107,7 +108,8 @@ def summarise(
     ``mean_global`` is the IID accuracy, after the last edge round, of the highest tier the
     method has, pooled by examples; ``mean_global_cycle`` the mean of the edge models over
     the last cloud cycle, which a method cannot tune by when it is read. ``latency_s`` and
-    ``energy_j`` are means over the edge rounds, ``bytes`` sums over the run.
+    ``energy_j`` are means over the edge rounds, ``bytes`` sums over the run, by class of links;
+    ``kind_bytes`` are the same bytes by kind of module.
     """
     tier = highest_tier(reports)
     final = next((r for r in reversed(reports) if tier in r.scores), RoundReport(0))
@@ -143,6 +145,7 @@ def summarise(
         "latency_s": sum(r.latency_s for r in reports) / max(1, len(reports)),
         "energy_j": sum(r.energy_j for r in reports) / max(1, len(reports)),
         "bytes": {link: sum(r.bytes_over(link) for r in reports) for link in LinkClass},
+        "kind_bytes": {kind: sum(r.kinds.get(kind, 0) for r in reports) for kind in ModuleKind},
         "header_bytes": {
             link: sum(r.traffic.get(link, [0, 0])[1] for r in reports) for link in LinkClass
         },

@@ -15,6 +15,7 @@ from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError, HffmError, Interrupted, QuorumError
 from hffm_flower.ledger import CLOUD, Ledger, traffic
 from hffm_flower.modules import ModularState, ModuleKey
+from hffm_flower.payload import bytes_by_kind
 from hffm_flower.profile import NodeProfile
 from hffm_flower.records import modules_record, write_state
 from hffm_flower.report import RoundReport, TaskFacts
@@ -262,6 +263,7 @@ class Federation:
         cost = price(transfers, self.network.block(report.t), work)
         report.latency_s, report.energy_j = cost.latency_s, cost.energy_j
         report.traffic = {link: list(amount) for link, amount in traffic(transfers).items()}
+        report.kinds = bytes_by_kind(transfers)
         if before := self.ledger.take(0):  # of edges, whose reports have just come
             self.files.append_transfers(0, before)
         self.files.append_transfers(report.t, transfers)

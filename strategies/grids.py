@@ -196,9 +196,9 @@ class ClusterGrid(GridView):
                     src,
                     dst,
                     link_between(src, dst),
-                    weight.bytes,
                     weight.header_bytes,
                     weight.modules,
+                    weight.sizes,
                 )
             )
 

@@ -1,4 +1,4 @@
-"""``hffm compare``: methods side by side in accuracy, seconds, joules and bytes."""
+"""``hffm compare``: methods or variants side by side in accuracy, seconds, joules and bytes."""
 
 from __future__ import annotations
 
@@ -36,6 +36,14 @@ def compare_command(
             "+gossip, +cooperative. Default: the paper's.",
         ),
     ] = None,
+    variants: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            show_default=False,
+            help="In place of methods: settings in common and tables [variants.<name>].",
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of every random draw.", show_default="1")
     ] = None,
@@ -43,8 +51,12 @@ def compare_command(
         int | None, typer.Option(min=1, max=100, help="Compare over the seeds 1 to N.")
     ] = None,
     preset: Annotated[
-        str, typer.Option(help="small (quick backbone) or default; both 24 rounds.")
-    ] = "small",
+        str | None,
+        typer.Option(
+            help="small (quick backbone) or default; both 24 rounds.",
+            show_default="small; none with --variants",
+        ),
+    ] = None,
     rounds: options.Rounds = None,
     devices: options.Devices = None,
     edges: options.Edges = None,
@@ -52,25 +64,38 @@ def compare_command(
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
     sets: options.Set = None,
 ) -> None:
-    """Train methods on one federation and compare accuracy, latency, energy and bytes."""
+    """Train methods or variants on one federation; compare accuracy, latency, energy, bytes."""
     console = Console()
     if seeds is not None and seed is not None:
         raise ConfigError("--seed and --seeds exclude each other")
-    base: dict[str, object] = dict(PRESETS[one_of("preset", preset, PRESETS)])
+    if variants is not None and methods is not None:
+        raise ConfigError("--methods and --variants exclude each other")
+    if preset is None and variants is None:
+        preset = "small"
+    base: dict[str, object] = dict(PRESETS[one_of("preset", preset, PRESETS)]) if preset else {}
     base |= {**options.SMOKE, "rounds": SMOKE_ROUNDS} if smoke else {}
+    file, common = None, {}
+    if variants is not None:
+        from hffm_flower.session.variants import read_variants, variant_entries
+
+        file = read_variants(variants)
+        common = dict(file.common)
     chosen = options.configure(
-        config, base=base, sets=sets, rounds=rounds, devices=devices, edges=edges
-    )
+        config, base={**base, **common}, origins=dict.fromkeys(common, str(variants)),
+        sets=sets, rounds=rounds, devices=devices, edges=edges,
+    )  # fmt: skip
     with console.status("checking settings, assets and data"):
         from hffm_flower.session.comparison import execute, prepare
         from hffm_flower.session.entries import DEFAULT, entries
 
-        names = (
-            [n.strip() for n in methods.split(",") if n.strip()] if methods is not None else DEFAULT
-        )
-        wanted = entries(
-            chosen, names, range(1, seeds + 1) if seeds else [1 if seed is None else seed]
-        )
+        every = range(1, seeds + 1) if seeds else [1 if seed is None else seed]
+        if file:
+            wanted = variant_entries(chosen, file.variants, every)
+        elif methods is not None:
+            wanted = entries(chosen, [n.strip() for n in methods.split(",") if n.strip()], every)
+        else:
+            wanted = entries(chosen, DEFAULT, every)
+        names = dict.fromkeys(entry.name for entry in wanted)
         root = out.expanduser() if out else Path("runs") / time.strftime("compare-%Y%m%d-%H%M%S")
         planned = prepare(wanted, root)
     console.print(
@@ -88,7 +113,7 @@ def compare_command(
     for each in closing_tables(result.rows):
         console.print(each)
     console.print("latency and energy: radio model, see docs/d2d.md; cycle: edge models, mean over "
-                  "the last cloud cycle of each method")  # fmt: skip
+                  "the last cloud cycle of each row")  # fmt: skip
     console.print(f"results in [bold]{root}[/]: table.csv, table.tex, table.json, accuracy.png, "
                   "costs.png, and a folder for each run")  # fmt: skip
 
@@ -146,21 +171,29 @@ class Display:
 
 
 def closing_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
-    """The comparison in two tables that fit a terminal, costs per edge round."""
+    """The comparison in tables that fit a terminal, costs per edge round."""
+    what = "variant" if any("settings" in row for row in rows) else "method"
     figures = Table(title="accuracy (after the last round; over the last cycle), cost a round")
-    for column in ("method", "accuracy", "cycle", "latency [s]", "energy [J]"):
-        figures.add_column(escape(column), justify="left" if column == "method" else "right")
+    for column in (what, "accuracy", "cycle", "latency [s]", "energy [J]"):
+        figures.add_column(escape(column), justify="left" if column == what else "right")
     traffic = Table(title="modules sent in an edge round [MB]")
-    for column in ("method", "uplink", "downlink", "D2D", "backhaul"):
-        traffic.add_column(column, justify="left" if column == "method" else "right")
+    for column in (what, "uplink", "downlink", "D2D", "backhaul"):
+        traffic.add_column(column, justify="left" if column == what else "right")
+    kinds = Table(title="the same over all links, by kind of module [MB]")
+    sent = [kind for kind in rows[0]["kind_bytes"] if any(row["kind_bytes"][kind] for row in rows)]
+    for column in (what, *sent):
+        kinds.add_column(column, justify="left" if column == what else "right")
     for row in rows:
         figures.add_row(
             row["method"], _cell(row, "accuracy", 3), _cell(row, "accuracy_cycle", 3),
             _cell(row, "latency_s", 2), _cell(row, "energy_j", 1),
         )  # fmt: skip
         traffic.add_row(row["method"], *(f"{v / 1e6:.2f}" for v in row["bytes"].values()))
+        kinds.add_row(row["method"], *(f"{row['kind_bytes'][kind] / 1e6:.2f}" for kind in sent))
     yield figures
     yield traffic
+    if sent:
+        yield kinds
 
 
 def _cell(row: Mapping[str, Any], figure: str, digits: int) -> str:

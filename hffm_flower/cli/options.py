@@ -65,6 +65,7 @@ def configure(
     *,
     smoke: bool = False,
     base: Mapping[str, object] | None = None,
+    origins: Mapping[str, str] | None = None,
     sets: list[str] | None = None,
     **options: object,
 ) -> RunConfig:
@@ -83,4 +84,4 @@ def configure(
         if not equals:
             raise typer.BadParameter(f"{item!r} is not of the form KEY=VALUE", param_hint="--set")
         given[key] = (f"--set {item}", value)
-    return RunConfig.load(path, given, base=SMOKE if smoke else base)
+    return RunConfig.load(path, given, base=SMOKE if smoke else base, origins=origins)

@@ -29,6 +29,11 @@ class Letter:
     modules: tuple[ModuleKey, ...]
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """Tensors of each module, all parcels together [byte]."""
+        return tuple(sum(f.sizes.get(key, 0) for f in self.files) for key in self.modules)
+
+    @property
     def payload_bytes(self) -> int:
         """Safetensors files [byte]."""
         return sum(f.size for f in self.files)

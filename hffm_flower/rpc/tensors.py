@@ -27,6 +27,7 @@ class TensorFile:
     Attributes:
         size: Of the file [byte].
         tensor_bytes: Of the tensors alone [byte].
+        sizes: Of the tensors of each module [byte].
 
     Raises:
         ModuleError: A tensor is not float32.
@@ -49,6 +50,7 @@ class TensorFile:
         self.parts: tuple[memoryview, ...] = (memoryview(head), *tensors)
         self.size = len(head) + end
         self.tensor_bytes = end
+        self.sizes = {key: sum(a.nbytes for a in s.values()) for key, s in state.items()}
 
 
 def blocks(files: Iterable[TensorFile], size: int) -> Iterator[list[memoryview]]:

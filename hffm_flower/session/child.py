@@ -61,7 +61,8 @@ def main(scratch: str) -> int:
                 except Interrupted:
                     raise
                 except HffmError as error:
-                    named = f"{config.method}, seed {config.seed}: " if len(configs) > 1 else ""
+                    name = Path(config.paths.out).parent.name
+                    named = f"{name}, seed {config.seed}: " if len(configs) > 1 else ""
                     failed.append(f"{named}{error}")
         if failed:
             raise HffmError("; ".join(failed))

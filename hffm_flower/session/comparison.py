@@ -1,4 +1,4 @@
-"""``compare(...)``: methods side by side in accuracy, seconds, joules and bytes."""
+"""``compare(...)``: methods, or variants of one, side by side in accuracy and costs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from hffm_flower.config import RunConfig
-from hffm_flower.errors import HffmError, OutputError
+from hffm_flower.errors import ConfigError, HffmError, OutputError
 from hffm_flower.ledger import LinkClass
+from hffm_flower.modules import ModuleKind
 from hffm_flower.result import versions
 from hffm_flower.runfiles import RunFiles
 from hffm_flower.session.comparison_plots import draw_comparison
 from hffm_flower.session.entries import DEFAULT, Entry, entries
 from hffm_flower.session.preflight import Plan, check
 from hffm_flower.session.run import finish, settled
+from hffm_flower.session.variants import Variants, variant_entries
 from hffm_flower.session.worker import Show, work
 
 LOG = "run.log"
 FIGURES = ("accuracy", "accuracy_cycle", "latency_s", "energy_j")
+BYTES = {
+    "bytes": tuple(map(str, LinkClass)),
+    "header_bytes": tuple(map(str, LinkClass)),
+    "kind_bytes": tuple(map(str, ModuleKind)),
+}
 UNPRICED = ("central",)
 """Methods whose cost the radio model has nothing to say about."""
 
@@ -36,7 +43,7 @@ class Comparison:
 
     Attributes:
         folder: Where the table, the pictures and every run's folder are.
-        rows: One per method, as in ``table.json``.
+        rows: One per method or variant, as in ``table.json``.
     """
 
     folder: Path
@@ -55,18 +62,22 @@ class Planned:
 def compare(
     config: RunConfig | None = None,
     *,
-    methods: Sequence[str] = DEFAULT,
+    methods: Sequence[str] | None = None,
+    variants: Variants | None = None,
     seeds: Iterable[int] = (1,),
     out: str | Path,
     show: Show | None = None,
 ) -> Comparison:
-    """Train ``methods`` on one federation, over ``seeds``, and compare what they reach and cost.
+    """Train methods or variants on one federation and compare what they reach and cost.
 
     Args:
         config: Settings in common; default: all defaults. Its T is to be a multiple of every
             period.
-        methods: Names such as ``star``, ``h-fedfm-e2`` or ``h-fedfm-e2+d2d``.
-        seeds: Each method runs once with each.
+        methods: Names such as ``star``, ``h-fedfm-e2`` or ``h-fedfm-e2+d2d``; default: the
+            paper's.
+        variants: In place of methods: name -> settings, such as ``{"model.adapter": "lora"}``,
+            on top of ``config``.
+        seeds: Each runs once with each.
         out: New folder for tables, pictures and every run's folder.
         show: Told of progress, for a display.
 
@@ -75,22 +86,36 @@ def compare(
         HffmError: Some run ended early; the folder holds what was finished.
     """
     root = Path(out).expanduser()
-    planned = prepare(entries(config or RunConfig(), methods, seeds), root)
+    base = config or RunConfig()
+    if variants is None:
+        wanted = entries(base, DEFAULT if methods is None else methods, seeds)
+    elif methods is None:
+        wanted = variant_entries(base, variants, seeds)
+    else:
+        raise ConfigError("methods and variants exclude each other")
+    planned = prepare(wanted, root)
     return execute(planned, root, show or (lambda event: None))
 
 
 def prepare(wanted: Sequence[Entry], root: Path) -> list[Planned]:
-    """Check every run, then take a folder for each: ``<root>/<method>/seed-<seed>``.
+    """Check every run, then take a folder for each: ``<root>/<name>/seed-<seed>``.
 
     Raises:
         ConfigError: A setting cannot work, or the folder is in use; nothing was started.
     """
-    plans = [check(entry.config) for entry in wanted]
+    plans = [_checked(entry) for entry in wanted]
     take_folder(root)
     return [
         Planned(entry, plan, RunFiles.create(root / entry.name / f"seed-{entry.config.seed}"))
         for entry, plan in zip(wanted, plans, strict=True)
     ]
+
+
+def _checked(entry: Entry) -> Plan:
+    try:
+        return check(entry.config)
+    except ConfigError as error:
+        raise entry.named(error) from error
 
 
 def take_folder(root: Path) -> None:
@@ -133,7 +158,7 @@ def execute(planned: Sequence[Planned], root: Path, show: Show) -> Comparison:
             done.append(run)
     rows = table(done)
     if rows:
-        write_tables(root, rows, planned[0].entry)
+        write_tables(root, rows, [p.entry for p in planned])
         draw_comparison([(p.entry.name, p.files) for p in done], rows, root)
     if failure is not None:
         raise failure
@@ -141,20 +166,23 @@ def execute(planned: Sequence[Planned], root: Path, show: Show) -> Comparison:
 
 
 def table(done: Sequence[Planned]) -> list[dict[str, Any]]:
-    """One row per method, means over its seeds; spread is the sample standard deviation."""
+    """One row per method or variant, means over its seeds.
+
+    Spread is the sample standard deviation.
+    """
     rows = []
     for name in dict.fromkeys(p.entry.name for p in done):
         runs = [p for p in done if p.entry.name == name]
         found = [_figures(p) for p in runs]
         row: dict[str, Any] = {"method": name}
+        if runs[0].entry.variant is not None:
+            row["settings"] = dict(runs[0].entry.variant)
         for figure in FIGURES:
             values = [f[figure] for f in found if f[figure] is not None]
             row[figure] = statistics.fmean(values) if values else None
             row[f"{figure}_spread"] = statistics.stdev(values) if len(values) > 1 else None
-        for kind in ("bytes", "header_bytes"):
-            row[kind] = {
-                str(link): statistics.fmean(f[kind][link] for f in found) for link in LinkClass
-            }
+        for each, names in BYTES.items():
+            row[each] = {n: statistics.fmean(f[each][n] for f in found) for n in names}
         row["seeds"] = {str(p.entry.config.seed): f for p, f in zip(runs, found, strict=True)}
         rows.append(row)
     return rows
@@ -171,8 +199,7 @@ def _figures(run: Planned) -> dict[str, Any]:
         "accuracy_cycle": summary["mean_global_cycle"],
         "latency_s": None if free else _finite(summary["latency_s"]),
         "energy_j": None if free else _finite(summary["energy_j"]),
-        "bytes": {k: v / rounds for k, v in summary["bytes"].items()},
-        "header_bytes": {k: v / rounds for k, v in summary["header_bytes"].items()},
+        **{each: {k: v / rounds for k, v in summary[each].items()} for each in BYTES},
     }
 
 
@@ -181,11 +208,15 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def write_tables(root: Path, rows: Sequence[Mapping[str, Any]], entry: Entry) -> None:
+def write_tables(root: Path, rows: Sequence[Mapping[str, Any]], runs: Sequence[Entry]) -> None:
     """Write ``table.json``, ``table.csv`` and ``table.tex``."""
-    flat = {k: v for k, v in entry.config.to_flwr().items() if not k.startswith("paths.")}
-    for key in ("method", "seed", "tree.period", "d2d.plan"):
-        del flat[key]
+    varied = {"seed", *(key for entry in runs for key in entry.variant or {})}
+    if runs[0].variant is None:
+        varied |= {"method", "tree.period", "d2d.plan"}
+    flat = {
+        key: value for key, value in runs[0].config.to_flwr().items()
+        if key not in varied and not key.startswith("paths.")
+    }  # fmt: skip
     whole = {"config": flat, "versions": versions(), "rows": list(rows)}
     _write(root / "table.json", json.dumps(whole, indent=2) + "\n")
     _write(root / "table.csv", _csv(rows))
@@ -196,10 +227,11 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     numbers = [n for figure in FIGURES for n in (figure, f"{figure}_spread")]
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", *numbers, *(f"{link}_bytes" for link in LinkClass)])
+    amounts = [(each, n) for each in ("bytes", "kind_bytes") for n in BYTES[each]]
+    writer.writerow(["method", *numbers, *(f"{name}_bytes" for _, name in amounts)])
     for row in rows:
         values = ["" if row[n] is None else row[n] for n in numbers]
-        writer.writerow([row["method"], *values, *(row["bytes"][link] for link in LinkClass)])
+        writer.writerow([row["method"], *values, *(row[each][name] for each, name in amounts)])
     return text.getvalue()
 
 

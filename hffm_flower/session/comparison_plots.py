@@ -20,7 +20,10 @@ from hffm_flower.runfiles import RunFiles
 COLOURS: Mapping[str, str] = {
     "local": "#8c8c8c", "star": "#b5342a", "edge-only": "#d1762b", "central": "#222222",
 }  # fmt: skip
-FEDFM = ("#1f4e79", "#2a9d8f", "#6a4c93", "#5b8c5a")
+OTHERS = (
+    "#1f4e79", "#2a9d8f", "#6a4c93", "#5b8c5a", "#e07a9b", "#c9a227", "#56a3d9", "#7a4b2a",
+    "#9c2f6f", "#8fbc3f",
+)  # fmt: skip
 
 
 def draw_comparison(
@@ -29,7 +32,7 @@ def draw_comparison(
     """Draw ``accuracy.png`` and ``costs.png``; lines are means over seeds."""
     stems = list(dict.fromkeys(name.partition("+")[0] for name, _ in runs))
     others = [s for s in stems if s not in COLOURS]
-    colour = {**COLOURS, **{s: FEDFM[i % len(FEDFM)] for i, s in enumerate(others)}}
+    colour = {**COLOURS, **{s: OTHERS[i % len(OTHERS)] for i, s in enumerate(others)}}
     _draw_accuracy(runs, colour, root / "accuracy.png")
     _draw_costs(rows, colour, root / "costs.png")
 

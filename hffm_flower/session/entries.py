@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,10 +26,26 @@ FORM: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One run of a comparison."""
+    """One run of a comparison.
+
+    Attributes:
+        name: Name of its row.
+        config: Its settings.
+        variant: Those that make the variant; None where methods are compared.
+    """
 
     name: str
     config: RunConfig
+    variant: Mapping[str, object] | None = None
+
+    def named(self, error: ConfigError) -> ConfigError:
+        """The same error with the variant in front, where there is one."""
+        return error if self.variant is None else in_variant(self.name, error)
+
+
+def in_variant(name: str, error: ConfigError) -> ConfigError:
+    """The same error with variant ``name`` in front."""
+    return ConfigError(f"variants.{name}: {error}", key=f"variants.{name}")
 
 
 def entries(base: RunConfig, names: Sequence[str], seeds: Iterable[int]) -> list[Entry]:
@@ -47,12 +63,21 @@ def entries(base: RunConfig, names: Sequence[str], seeds: Iterable[int]) -> list
         for seed in seeds
         for name in names
     ]
+    refuse_twins(wanted, "method")
+    return wanted
+
+
+def refuse_twins(wanted: Sequence[Entry], what: str) -> None:
+    """Refuse two names for the same settings.
+
+    Raises:
+        ConfigError: There are such.
+    """
     known: dict[RunConfig, str] = {}
     for entry in wanted:
         other = known.setdefault(entry.config, entry.name)
         if other != entry.name:
-            raise ConfigError(f"{other!r} and {entry.name!r} are the same method")
-    return wanted
+            raise ConfigError(f"{other!r} and {entry.name!r} are the same {what}")
 
 
 def _configured(base: RunConfig, name: str) -> RunConfig:
@@ -64,13 +89,22 @@ def _configured(base: RunConfig, name: str) -> RunConfig:
         raise ConfigError(f"method {name!r} does not say its period; e.g. h-fedfm-e2")
     if method not in METHODS:
         raise ConfigError(f"method {name!r} is unknown; allowed is {FORM}")
-    if base.rounds % period:
-        raise ConfigError(
-            f"{base.rounds} edge rounds are no multiple of the period {period} of {name!r}: its "
-            "last cycle would be shorter than the others",
-            key="rounds",
-        )
+    check_rounds(base.rounds, period, name)
     kind = "none"
     if plus:
         kind = PLAIN_D2D if plan == "d2d" else one_of(f"D2D plan of {name!r}", plan, PLANS)
     return base.with_values(method=method, tree__period=period, d2d__plan=kind)
+
+
+def check_rounds(rounds: int, period: int, name: str) -> None:
+    """Refuse an edge round count T that ends inside a cloud cycle.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if rounds % period:
+        raise ConfigError(
+            f"{rounds} edge rounds are no multiple of the period {period} of {name!r}: its "
+            "last cycle would be shorter than the others",
+            key="rounds",
+        )

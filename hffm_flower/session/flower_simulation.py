@@ -81,7 +81,7 @@ def simulate(
             event({"event": "run", "out": config.paths.out})
             view = SessionGrid(
                 grid, place, answers=answers,
-                twin=twin_of(config.method, config.server.modules, config.seed),
+                twin=twin_of(config),
                 until=alike if len(runs) > 1 else 0,
             )  # fmt: skip
             try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Collection, Iterable
 from typing import Final
 
@@ -15,6 +16,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from flwr.serverapp import Grid
 
+from hffm_flower.config import RunConfig
 from hffm_flower.records import CONFIG, number
 from hffm_flower.schedule import METHODS
 from strategies.grid_view import GridView
@@ -114,10 +116,25 @@ class SessionGrid(GridView):
         return asked + hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def twin_of(method: str, policy: str, seed: int) -> str:
+ELSEWHERE: Final = ("method", "tree.period", "server.modules", "d2d.plan")
+"""Settings that reach devices in messages alone."""
+
+
+def twin_of(config: RunConfig) -> str:
     """What a run's answers follow from beside the messages, within one comparison.
 
-    A run in which modules stay on their device shares nothing: its devices remember.
+    A run in which modules stay on their device shares nothing: its devices remember. Which of
+    its factors alternated LoRA trains depends on the schedule, too.
     """
-    remembers = METHODS[method].policy == "*=device" or "=device" in policy
-    return "" if remembers else f"seed {seed}"
+    rule = config.server.lora_rule
+    if METHODS[config.method].policy == "*=device" or "=device" in config.server.modules:
+        return ""
+    if rule == "lora-share-a" and config.has_lora:
+        return ""
+    told = () if rule == "lora-alternate" else ELSEWHERE
+    own = {
+        key: value for key, value in sorted(config.to_flwr().items())
+        if key not in told and not key.startswith("paths.")
+    }  # fmt: skip
+    digest = hashlib.blake2b(json.dumps(own).encode(), digest_size=16).hexdigest()
+    return f"settings {digest}"

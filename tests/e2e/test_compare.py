@@ -62,7 +62,14 @@ def out(folder: Path) -> Path:
     )
     printed = finish(process)
     assert process.returncode == 0, printed
-    for word in (*METHODS, "latency [s]", "energy [J]", "backhaul", "results in three"):
+    for word in (
+        *METHODS,
+        "latency [s]",
+        "energy [J]",
+        "backhaul",
+        "by kind of module",
+        "results in three",
+    ):
         assert word in printed, printed
     return folder / "three"
 
@@ -143,6 +150,10 @@ BAD = {
         ["12 edge rounds are no multiple of the period 8"],
     ),
     "unknown preset": (["--preset", "large"], ["'large'", "small, default"]),
+    "variants and methods": (
+        ["--variants", "kinds.toml", "--methods", "star"], ["exclude each other"],
+    ),
+    "no variants": (["--variants", "kinds.toml"], ["cannot read the config", "kinds.toml"]),
     "no seeds": (["--seeds", "0"], ["1<=x<=100", "--seeds"]),
     "negative power": (["--set", "radio.tx-power-mw=-1"], ["radio.tx-power-mw", "-1"]),
     "no bandwidth": (["--set", "radio.bandwidth-khz=0"], ["radio.bandwidth-khz", "0"]),

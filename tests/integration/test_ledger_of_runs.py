@@ -13,6 +13,7 @@ from hffm_flower.config import RunConfig
 from hffm_flower.d2d import EDGE, Played
 from hffm_flower.d2d import play as play_plan
 from hffm_flower.ledger import LinkClass, Phase, traffic
+from hffm_flower.payload import bytes_by_kind
 from hffm_flower.records import modules_of
 from hffm_flower.tree import plant
 from hffm_flower.wireless.pricing import price
@@ -62,6 +63,7 @@ def test_without_d2d_the_ledger_holds_what_the_devices_got_and_said(
             own = held[int(row.src.removeprefix("device/"))]
             assert row.bytes == size(own)
             assert row.modules == tuple(sorted(map(str, own)))
+            assert row.sizes == tuple(size({k: own[k]}) for k in sorted(own))
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -127,6 +129,8 @@ def test_reports_and_summary_say_what_the_ledger_costs(
         cost = price(rows, network.block(report.t), {int(d): f for d, f in report.work.items()})
         assert (report.latency_s, report.energy_j) == (cost.latency_s, cost.energy_j)
         assert 0 < report.latency_s < float("inf")
+        assert report.kinds == bytes_by_kind(rows)
+        assert sum(report.kinds.values()) == sum(n for n, _ in report.traffic.values()) > 0
         assert report.traffic == {link: list(both) for link, both in traffic(rows).items()}
         assert sorted(map(int, report.work)) == [1, 2, 3, 4, 5]
         # Measuring is entered, and free.
@@ -144,6 +148,8 @@ def test_reports_and_summary_say_what_the_ledger_costs(
     assert summary["energy_j"] == pytest.approx(sum(r.energy_j for r in rounds) / 3, rel=1e-12)
     both = traffic(ledger(run))
     assert summary["bytes"] == {link: both[link][0] for link in LinkClass}
+    assert summary["kind_bytes"] == bytes_by_kind(ledger(run))
+    assert sum(summary["kind_bytes"].values()) == sum(summary["bytes"].values())
     assert summary["header_bytes"] == {link: both[link][1] for link in LinkClass}
 
 

@@ -44,7 +44,7 @@ def network(seed: int, radio: Radio | None = None, *, apart: float = 1.0) -> Net
 
 
 def row(phase: Phase, src: str, dst: str, size: int, step: int = 0) -> Transfer:
-    return Transfer(1, phase, step, src, dst, link_between(src, dst), size, 100, ())
+    return Transfer(1, phase, step, src, dst, link_between(src, dst), 100, ("head/a",), (size,))
 
 
 def exchange(block: Topology, method: str, sizes: list[int]) -> list[Transfer]:

@@ -16,11 +16,14 @@ from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.models.parts import ModelSpec, module_keys
 from hffm_flower.modules import ModuleKey, ModuleKind
 from hffm_flower.schedule import Placement, Schedule, Scope
+from hffm_flower.session.variants import read_variants, variant_entries
 from strategies.planting import schedule_of
 from strategies.server_optimizers import OptimizerPolicy
 
 RUNS = Path(__file__).parents[2] / "deploy" / "runs"
-FILES = sorted(path.name for path in RUNS.glob("*.toml"))
+COMPARED = "module-kinds.toml"
+"""Variants, not one run."""
+FILES = sorted(path.name for path in RUNS.glob("*.toml") if path.name != COMPARED)
 
 
 def load(name: str) -> RunConfig:
@@ -40,6 +43,7 @@ def test_the_folder_holds_the_known_runs() -> None:
         "asymmetric.toml", "default.toml", "fedrep.toml", "fedsa-lora.toml",
         "personal-heads.toml", "smoke.toml",
     ]  # fmt: skip
+    assert (RUNS / COMPARED).exists()
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -107,3 +111,21 @@ def test_personal_heads_stay_and_all_else_is_shared(name: str) -> None:
     assert tuple(k for k, p in placements.items() if p == Placement(Scope.DEVICE)) == heads
     shared = {p for k, p in placements.items() if k not in heads}
     assert shared == {Placement(Scope.CLOUD, config.tree.period)}
+
+
+def test_module_kinds_are_seven_variants_of_one_federation() -> None:
+    file = read_variants(RUNS / COMPARED)
+    made = variant_entries(RunConfig.load(base=file.common), file.variants, [1])
+    assert [entry.name for entry in made] == [
+        "bottleneck", "lora-exact", "lora-naive", "lora-ffa", "lora-alternate", "prompts",
+        "experts",
+    ]  # fmt: skip
+    for entry in made:
+        config = entry.config
+        assert (config.tree.devices, config.tree.edges, config.tree.period) == (20, 5, 2)
+        assert (config.rounds, config.data.test_per_answer) == (8, 100)
+        assert schedule(config).placements
+        if entry.name.startswith("lora"):
+            mixed = entry.name in ("lora-exact", "lora-naive")
+            assert config.model.lora_ranks == ((4, 8, 16) if mixed else (4,))
+            assert config.server.lora_rule == entry.name

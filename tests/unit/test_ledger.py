@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from hffm_flower.ledger import (
 def row(**changes: Any) -> Transfer:
     parts: dict[str, Any] = {
         "t": 1, "phase": Phase.UP, "step": 0, "src": "device/0", "dst": "edge/0",
-        "link": LinkClass.UPLINK, "bytes": 10, "header_bytes": 1, "modules": ("head/a",),
+        "link": LinkClass.UPLINK, "header_bytes": 1, "modules": ("head/a",), "sizes": (10,),
     }  # fmt: skip
     return Transfer(**parts | changes)
 
@@ -45,9 +46,15 @@ transfers = st.builds(
     src=addresses,
     dst=addresses,
     link=st.sampled_from(LinkClass),
-    bytes=st.integers(0, 2**53),
     header_bytes=st.integers(0, 2**53),
-    modules=st.lists(st.text(), max_size=3).map(tuple),
+)
+parts = st.lists(st.tuples(st.text(), st.integers(0, 2**53)), max_size=3)
+transfers = st.builds(
+    lambda made, held: replace(
+        made, modules=tuple(name for name, _ in held), sizes=tuple(size for _, size in held)
+    ),
+    transfers,
+    parts,
 )
 
 
@@ -59,10 +66,28 @@ def test_a_line_keeps_everything(rows: list[Transfer]) -> None:
 
 
 def test_a_line_names_a_module_once() -> None:
-    line = to_line(1, [row(modules=("head/a", "adapter/b")), row(modules=("adapter/b",))])
+    rows = [row(modules=("head/a", "adapter/b"), sizes=(10, 4)),
+            row(modules=("adapter/b",), sizes=(4,))]  # fmt: skip
+    line = to_line(1, rows)
     assert line.count("adapter/b") == line.count("head/a") == 1
     assert [r[-1] for r in json.loads(line)["transfers"]] == [[0, 1], [1]]
     assert from_line(to_line(3, [])) == (3, ())
+
+
+def test_a_module_of_two_ranks_has_two_sizes() -> None:
+    rows = (row(sizes=(4,)), row(sizes=(8,)), row(src="device/1", sizes=(4,)))
+    line = to_line(1, rows)
+    assert json.loads(line)["modules"] == [["head/a", 4], ["head/a", 8]]
+    assert from_line(line) == (1, rows)
+
+
+def test_every_module_has_a_size_and_bytes_are_their_sum() -> None:
+    assert row(modules=("head/a", "adapter/b"), sizes=(3, 4)).bytes == 7
+    assert row(modules=(), sizes=()).bytes == 0
+    with pytest.raises(ConfigError, match="1 modules with 2 sizes"):
+        row(sizes=(1, 2))
+    with pytest.raises(ConfigError, match="size = -4 of a transfer"):
+        row(sizes=(-4,))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +109,7 @@ def test_a_line_is_of_one_round() -> None:
         to_line(1, [row(t=2)])
 
 
-@pytest.mark.parametrize("name", ["t", "step", "bytes", "header_bytes"])
+@pytest.mark.parametrize("name", ["t", "step", "header_bytes"])
 def test_numbers_are_not_negative(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} = -1 of a transfer device/0 -> edge/0"):
         row(**{name: -1})
@@ -136,7 +161,7 @@ def test_take_sorts_by_phase_step_and_nodes() -> None:
     ledger = Ledger()
     late = row(phase=Phase.COLLECT, src="edge/0", dst="cloud")
     ten, two = row(src="device/10"), row(src="device/2")
-    again, step = row(src="device/2", bytes=3), row(step=1)
+    again, step = row(src="device/2", sizes=(3,)), row(step=1)
     down = row(phase=Phase.DOWN, src="edge/0", dst="device/2")
     other = row(t=2)
     ledger.extend([late, step, ten, two])
@@ -157,7 +182,7 @@ def test_threads_lose_nothing() -> None:
     def write(device: int) -> None:
         go.wait()
         for size in range(500):
-            ledger.add(row(src=f"device/{device}", bytes=size))
+            ledger.add(row(src=f"device/{device}", sizes=(size,)))
 
     threads = [threading.Thread(target=write, args=(d,)) for d in range(4)]
     for thread in threads:
@@ -185,7 +210,7 @@ def test_the_order_of_a_round() -> None:
 
 def test_traffic_by_class() -> None:
     rows = [
-        row(), row(bytes=5, header_bytes=2), row(phase=Phase.DOWN, link=LinkClass.DOWNLINK),
+        row(), row(sizes=(5,), header_bytes=2), row(phase=Phase.DOWN, link=LinkClass.DOWNLINK),
         row(phase=Phase.SETUP), row(phase=Phase.EVALUATE),
     ]  # fmt: skip
     assert traffic(rows) == {

@@ -11,11 +11,13 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 from hffm_flower.d2d import Parcel
 from hffm_flower.errors import ModuleError, ProtocolError
-from hffm_flower.modules import ModularState, ModularUpdate, ModuleKey
+from hffm_flower.ledger import LinkClass, Phase, Transfer, traffic
+from hffm_flower.modules import ModularState, ModularUpdate, ModuleKey, ModuleKind
 from hffm_flower.payload import (
     PARCELS,
     PLAN,
     TRAINED,
+    bytes_by_kind,
     packed,
     parcels_of,
     plan_of,
@@ -50,6 +52,7 @@ def test_tensors_and_the_rest_are_the_whole_message() -> None:
     assert weight.bytes == BYTES
     assert weight.bytes + weight.header_bytes == recorddict_to_proto(content).ByteSize()
     assert weight.modules == ("adapter/a", "head/b")
+    assert weight.sizes == (4 * 16, 4 * 7)
     lighter = weigh(RecordDict({MODULES: modules_record(STATE)}))
     assert lighter.bytes == BYTES
     assert lighter.header_bytes < weight.header_bytes
@@ -61,7 +64,7 @@ def test_a_message_without_modules_is_all_header() -> None:
     assert (weight.bytes, weight.modules) == (0, ())
     assert weight.header_bytes == recorddict_to_proto(content).ByteSize() > 0
     assert weigh(RecordDict({MODULES: modules_record({})})).bytes == 0
-    assert weigh(RecordDict()) == type(weight)(0, 0, ())
+    assert weigh(RecordDict()) == type(weight)(0)
 
 
 def file_of(header: bytes, tensors: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
@@ -93,6 +96,32 @@ def test_what_is_no_file_of_modules_has_no_tensors(
     assert weight.header_bytes == recorddict_to_proto(content).ByteSize()
 
 
+def test_tensors_of_no_module_are_counted_with_the_rest() -> None:
+    data = file_of(b'{"robot/a/w":{"data_offsets":[0,8]},"head/b/w":{"data_offsets":[8,20]}}', 20)
+    content = RecordDict({MODULES: ArrayRecord({MODULES: Array(data)})})
+    weight = weigh(content)
+    assert (weight.modules, weight.sizes) == (("head/b",), (12,))
+    assert weight.header_bytes == recorddict_to_proto(content).ByteSize() - 12
+
+
+def test_bytes_by_kind_are_all_that_is_charged() -> None:
+    def row(phase: Phase, modules: tuple[str, ...], sizes: tuple[int, ...]) -> Transfer:
+        src, dst = "device/0", "edge/0"
+        return Transfer(1, phase, 0, src, dst, LinkClass.UPLINK, 5, modules, sizes)
+
+    rows = [
+        row(Phase.UP, ("adapter/a", "adapter/b", "head/b"), (1, 10, 100)),
+        row(Phase.UP, ("adapter/a",), (4000,)),
+        row(Phase.EVALUATE, ("head/b",), (7,)),
+        row(Phase.DOWN, (), ()),
+    ]
+    found = bytes_by_kind(rows)
+    assert list(found) == list(ModuleKind)
+    assert {kind: size for kind, size in found.items() if size} == {"adapter": 4011, "head": 100}
+    assert sum(found.values()) == sum(tensors for tensors, _ in traffic(rows).values())
+    assert bytes_by_kind(rows, [Phase.EVALUATE])["head"] == 7
+
+
 def test_other_arrays_are_no_modules() -> None:
     for record, name in (("other", MODULES), (MODULES, "other")):
         array = modules_record(STATE)[MODULES]
@@ -105,6 +134,7 @@ def test_parcels_weigh_what_their_message_does() -> None:
     assert weight == weigh(sent(packed(parcels)))
     assert weight.bytes == 2 * BYTES
     assert weight.modules == ("adapter/a", "head/b")
+    assert weight.sizes == (2 * 4 * 16, 2 * 4 * 7)
     assert weigh(packed(())).bytes == 0
 
 

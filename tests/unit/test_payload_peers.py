@@ -36,8 +36,8 @@ ADMISSION = Admission(
     TICKET, Allowed(shapes(state_of(0, (A, H))), {0: 1.5, 1: 2.0}), 60.0, {A: "ab"}
 )
 ROWS = [
-    peer_transfer(3, Phase.SHARE, 0, 1, 0, Weight(8, 100, ("adapter/a",))),
-    peer_transfer(3, Phase.EXCHANGE, 2, 1, 4, Weight(0, 7, ())),
+    peer_transfer(3, Phase.SHARE, 0, 1, 0, Weight(100, ("adapter/a",), (8,))),
+    peer_transfer(3, Phase.EXCHANGE, 2, 1, 4, Weight(7)),
 ]
 
 
@@ -100,7 +100,9 @@ def changed(**fields: object) -> list[Transfer]:
         changed(dst="nowhere"),
         changed(phase=Phase.UP),
         changed(link=LinkClass.UPLINK),
-        changed(bytes=1.5),
+        changed(sizes=(1.5,)),
+        changed(sizes=(True,)),
+        changed(modules=("robot/a",)),
         changed(step=0.5),
     ],
 )
@@ -131,6 +133,10 @@ def test_a_letter_weighs_the_same_written_dry_and_in_every_run(run: int) -> None
         (len(real.header), len(real.seal), real.payload_bytes)
     )
     assert weight.modules == ("adapter/a", "head/h", "prompt/p")
+    assert weight.sizes == tuple(
+        sum(a.nbytes for p in parcels for a in p.update.state.get(key, {}).values())
+        for key in real.modules
+    )
 
 
 def test_an_upload_is_what_was_asked_for_and_has_mass() -> None:

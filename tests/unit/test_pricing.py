@@ -39,8 +39,8 @@ def block(radio: Radio = RADIO, *, snr: dict[int, float] | None = None) -> Block
 def row(
     phase: Phase, src: str, dst: str, *, step: int = 0, mbit: float = 1.0, **more: Any
 ) -> Transfer:
-    size = round(mbit * MBIT)
-    return replace(Transfer(1, phase, step, src, dst, link_between(src, dst), size, 0, ()), **more)
+    parts = ("head/a",), (round(mbit * MBIT),)
+    return replace(Transfer(1, phase, step, src, dst, link_between(src, dst), 0, *parts), **more)
 
 
 def up(device: int, **more: Any) -> Transfer:
@@ -64,8 +64,8 @@ def test_nothing_costs_nothing() -> None:
 def test_a_bit_is_an_eighth_of_bytes_and_headers() -> None:
     assert cost(up(0)).latency_s == pytest.approx(1.0)
     assert cost(up(0, header_bytes=MBIT)).latency_s == pytest.approx(2.0)
-    assert cost(up(0, bytes=0, header_bytes=MBIT)).latency_s == pytest.approx(1.0)
-    assert cost(up(0, bytes=0)).latency_s == 0.0
+    assert cost(up(0, mbit=0, header_bytes=MBIT)).latency_s == pytest.approx(1.0)
+    assert cost(up(0, mbit=0)).latency_s == 0.0
 
 
 def test_cells_go_in_parallel() -> None:
@@ -86,7 +86,7 @@ def test_the_band_is_shared_for_the_phase() -> None:
     got = cost(up(0), repair)
     assert got.latency_s == pytest.approx(1.0)  # device 1 had not waited for anyone
     assert cost(
-        up(0), row(Phase.ASK, "edge/0", "device/1", bytes=0), repair
+        up(0), row(Phase.ASK, "edge/0", "device/1", mbit=0), repair
     ).latency_s == pytest.approx(2.0)
 
 
@@ -247,7 +247,7 @@ def test_a_dead_link_takes_for_ever() -> None:
     got = cost(row(Phase.DOWN, "edge/0", "device/0"), on=dead)
     assert (got.latency_s, got.energy_j) == (math.inf, math.inf)
     assert got.energy_by_node_j == {"edge/0": math.inf, "device/0": 0.0}
-    assert cost(up(0, bytes=0), on=dead).latency_s == 0.0
+    assert cost(up(0, mbit=0), on=dead).latency_s == 0.0
     costs = dead.costs([0, 1])
     assert costs.uplink_s[0] == costs.uplink_j[0] == costs.downlink_j[0] == math.inf
     assert costs.uplink_s[1] == pytest.approx(1e-6)

@@ -74,10 +74,13 @@ def test_bytes_and_losses_add_up() -> None:
     rows = [row(1, edge=1), row(2, edge=1)]
     for report in rows:
         report.traffic = {"uplink": [10, 1], "backhaul": [100 * report.t, 2]}
+        report.kinds = {"head": 10, "adapter": 100 * report.t}
         report.latency_s, report.energy_j = 2.0 * report.t, 5.0
         report.dropped, report.void = {"3": "late", "4": "late"}, [0]
     got = summary(rows)
     assert got["bytes"] == {"uplink": 20, "downlink": 0, "d2d": 0, "backhaul": 300}
+    assert {k: v for k, v in got["kind_bytes"].items() if v} == {"adapter": 300, "head": 20}
+    assert sum(got["kind_bytes"].values()) == sum(got["bytes"].values())
     assert got["header_bytes"] == {"uplink": 2, "downlink": 0, "d2d": 0, "backhaul": 4}
     assert (got["latency_s"], got["energy_j"]) == (3.0, 5.0), "means over the edge rounds"
     assert (got["dropped"], got["void"]) == (4, 2)

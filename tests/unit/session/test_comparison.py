@@ -13,6 +13,7 @@ import pytest
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError, HffmError, OutputError
 from hffm_flower.ledger import LinkClass
+from hffm_flower.modules import ModuleKind
 from hffm_flower.report import RoundReport, Score, TaskFacts
 from hffm_flower.result import build
 from hffm_flower.session import comparison
@@ -39,6 +40,9 @@ def write_run(run: Planned, correct: int, factor: float, *, status: str = "finis
         if run.entry.config.method == "central":
             report.latency_s = report.energy_j = 0.0
             report.traffic = {}
+        else:
+            total = sum(n for n, _ in report.traffic.values())
+            report.kinds = {"adapter": total - 7, "head": 7}
         files.append(report)
     files.write_result(build(run.entry.config, files.rounds(), FACTS, cycle=2, status=status))
 
@@ -80,6 +84,9 @@ def test_a_row_is_a_mean_over_seeds_with_its_spread(done: list[Planned]) -> None
     assert row["latency_s_spread"] == pytest.approx(2.5 / 2**0.5)
     assert row["energy_j"] == pytest.approx(7.5)
     assert row["bytes"] == {name: 150.0 * (n + 1) for n, name in enumerate(NAMES)}
+    assert list(row["kind_bytes"]) == list(ModuleKind)
+    assert row["kind_bytes"]["head"] == 7.0
+    assert sum(row["kind_bytes"].values()) == sum(row["bytes"].values()) == 1500.0
     assert row["header_bytes"] == {name: float(n) for n, name in enumerate(NAMES)}
     assert row["seeds"].keys() == {"1", "2"}
     assert row["seeds"]["2"]["latency_s"] == pytest.approx(5.0)
@@ -102,7 +109,7 @@ def test_one_seed_has_no_spread(done: list[Planned]) -> None:
 
 def test_the_tables_say_the_same(done: list[Planned], root: Path) -> None:
     rows = table(done)
-    write_tables(root, rows, done[0].entry)
+    write_tables(root, rows, [p.entry for p in done])
     whole = json.loads((root / "table.json").read_text(encoding="utf-8"))
     assert whole["rows"] == rows
     assert whole["versions"]["hffm-flower"]
@@ -120,13 +127,15 @@ def test_the_tables_say_the_same(done: list[Planned], root: Path) -> None:
                 assert line[key] == ("" if row[key] is None else str(row[key]))
         for link in NAMES:
             assert float(line[f"{link}_bytes"]) == row["bytes"][link]
+        for kind in ModuleKind:
+            assert float(line[f"{kind}_bytes"]) == row["kind_bytes"][kind]
     assert sorted(p.name for p in root.iterdir() if p.is_file()) == [
         "run.log", "table.csv", "table.json", "table.tex",
     ]  # fmt: skip
 
 
 def test_the_latex_table_is_whole(done: list[Planned], root: Path) -> None:
-    write_tables(root, table(done), done[0].entry)
+    write_tables(root, table(done), [p.entry for p in done])
     text = (root / "table.tex").read_text(encoding="utf-8")
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
     body = text[text.index(r"\midrule") : text.index(r"\bottomrule")].strip().splitlines()[1:]

@@ -148,10 +148,36 @@ def test_answers_are_kept_while_there_is_room(
     ],
 )
 def test_who_remembers_shares_nothing(method: str, policy: str, shares: bool) -> None:
-    assert bool(twin_of(method, policy, 3)) == shares
+    base = RunConfig().with_values(seed=3)
+    made = base.with_values(method=method, server__modules=policy)
+    assert bool(twin_of(made)) == shares
     if shares:
-        assert twin_of(method, policy, 3) == twin_of("edge-only", "", 3)
-        assert twin_of(method, policy, 3) != twin_of(method, policy, 4)
+        assert twin_of(made) == twin_of(base.with_values(method="edge-only"))
+        assert twin_of(made) != twin_of(made.with_values(seed=4))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__adapter": "lora"},
+        {"model__lora_ranks": [4]},
+        {"model__prompts": "task=4"},
+        {"train__learning_rate": 0.1},
+        {"train__device": "cuda"},
+        {"server__lora_rule": "lora-ffa"},
+        {"tree__memory_mib": "1 2"},
+    ],
+)
+def test_runs_of_other_settings_share_nothing(changes: dict[str, object]) -> None:
+    one = RunConfig()
+    assert twin_of(one) == twin_of(one.with_values(paths__state="elsewhere", tree__period=4)) != ""
+    assert twin_of(one.with_values(**changes)) != twin_of(one)
+
+
+def test_what_lora_trains_may_hang_on_schedule_and_device() -> None:
+    one = RunConfig().with_values(model__adapter="lora", server__lora_rule="lora-alternate")
+    assert twin_of(one) != twin_of(one.with_values(tree__period=4))
+    assert twin_of(one.with_values(server__lora_rule="lora-share-a")) == ""
 
 
 def session(
@@ -162,7 +188,7 @@ def session(
     for place, config in enumerate(runs):
         app = RecordingApp()
         grid = FakeGrid(app, config.tree.devices, config.to_flwr())
-        twin = twin_of(config.method, config.server.modules, config.seed) if shared else ""
+        twin = twin_of(config) if shared else ""
         files = RunFiles.create(root / str(place))
         federate(SessionGrid(grid, place, twin=twin, until=9, answers=answers), config, files)
         found.append(files)

@@ -36,7 +36,7 @@ def test_participants_are_admitted_to_each_other_for_one_round() -> None:
 def test_reported_rows_are_entered_and_impossible_ones_are_not() -> None:
     ledger = Ledger()
     issuer = Issuer(ADDRESSES, 7, ledger=ledger)
-    weight = Weight(8, 100, ("adapter/a",))
+    weight = Weight(100, ("adapter/a",), (8,))
     rows = [peer_transfer(3, Phase.EXCHANGE, 0, 2, dst, weight) for dst in (0, 9)]
     content = RecordDict({SENT: sent_record(3, rows)})
     issuer.enter(content, 3, 2, [0, 2])
