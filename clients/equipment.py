@@ -105,7 +105,7 @@ def equipped(
     held = assign(
         fit[busy], np.full(spec.experts, size), np.maximum(memories[busy], 0.0), clusters,
         np.full(len(clusters), edge_mib), min(config.model.expert_copies, len(busy)),
-        config.model.experts_held,
+        config.model.experts_held, names=busy,
     ).held  # fmt: skip
     return tuple(
         p if p.idle else dataclasses.replace(p, experts=held[place[p.index]]) for p in profiles

@@ -19,6 +19,7 @@ from hffm_flower.seeding import generator
 from hffm_flower.topology import check_clusters
 
 MEMORY_KEY: Final = "tree.memory-mib"
+EDGE_KEY: Final = "tree.edge-memory-mib"
 BYTES_PER_PARAMETER: Final = 16
 FIT_STEPS: Final = 10**6
 TIE_STEPS: Final = 2**14
@@ -58,6 +59,7 @@ def assign(
     copies: int,
     most: int = 0,
     *,
+    names: Sequence[int] = (),
     time_limit_s: float = 60.0,
 ) -> Assignment:
     """Give experts to devices so that the sum of their fit is the largest possible.
@@ -76,6 +78,7 @@ def assign(
         edge_mib: Budget of each edge [MiB]; may be infinite.
         copies: Devices that hold each expert, at least.
         most: Experts on one device, at most; 0: no limit.
+        names: What messages call the devices; default: 0 to K - 1.
         time_limit_s: For the assignment, and again for the shortfall [s].
 
     Raises:
@@ -91,17 +94,18 @@ def assign(
         _array(sizes_mib, "sizes of experts", 1),
         _array(device_mib, "devices' memory", 1, key=MEMORY_KEY),
         tuple(tuple(members) for members in edges),
-        _array(edge_mib, "edges' memory", 1, key=MEMORY_KEY),
+        _array(edge_mib, "edges' memory", 1, key=EDGE_KEY),
         copies,
         most,
         time_limit_s,
+        tuple(names) or tuple(range(len(fits))),
     )
     program.check(*fits.shape)
     steps = np.rint(fits.ravel() / max(fits.max(), np.finfo(float).tiny) * FIT_STEPS)
     ties = generator(0, "assignment").integers(1, TIE_STEPS, steps.size, endpoint=True)
     best = program.solve(steps + ties / TIE_STEPS)
     if best is None:
-        raise ConfigError(program.shortage(), key=MEMORY_KEY)
+        raise program.shortage()
     held = program.held(best[0])
     unions = [sorted({j for k in members for j in held[k]}) for members in program.edges]
     return Assignment(held, tuple(map(tuple, unions)), proven=best[1])
@@ -118,13 +122,14 @@ class _Program:
     copies: int
     most: int
     time_limit_s: float
+    names: tuple[int, ...]
 
     def check(self, devices: int, experts: int) -> None:
         """Refuse what cannot be or what no memory could satisfy."""
         for what, array, length, key in (
             ("sizes of experts", self.sizes, experts, ""),
             ("devices' memory", self.device_mib, devices, MEMORY_KEY),
-            ("edges' memory", self.edge_mib, len(self.edges), MEMORY_KEY),
+            ("edges' memory", self.edge_mib, len(self.edges), EDGE_KEY),
         ):
             if len(array) != length:
                 raise ConfigError(f"{what}: {len(array)} numbers, needed: {length}", key=key)
@@ -141,7 +146,8 @@ class _Program:
             raise ConfigError(
                 f"at most {self.most} experts on each of {devices} devices make room for "
                 f"{self.most * devices}; {experts} experts with {self.copies} copies need "
-                f"{self.copies * experts}: at most {-(-self.copies * experts // devices)} or more"
+                f"{self.copies * experts}: at most {-(-self.copies * experts // devices)} or more",
+                key="model.experts-held",
             )
         if not self.time_limit_s > 0:
             raise ConfigError(f"time limit {self.time_limit_s} s; it must be above 0")
@@ -164,8 +170,8 @@ class _Program:
         most[: worth.size] = fits.ravel()
         return self._run(cost, np.ones(len(cost)), most, rows, worth.size)
 
-    def shortage(self) -> str:
-        """What is missing at least, and where."""
+    def shortage(self) -> ConfigError:
+        """What is missing at least, and where; of edges only, it is their budget's error."""
         from scipy.optimize import LinearConstraint
 
         matrix, upper = self._rows(extra=True)
@@ -181,14 +187,16 @@ class _Program:
         unions = [sorted({j for k in members for j in held[k]}) for members in self.edges]
         missing = [
             (max(0.0, float(self.sizes[list(js)].sum()) - float(budget)), f"{what} {i}")
-            for what, own, budgets_mib in (
-                ("device", held, self.device_mib),
-                ("edge", unions, self.edge_mib),
+            for what, indices, own, budgets_mib in (
+                ("device", self.names, held, self.device_mib),
+                ("edge", range(len(unions)), unions, self.edge_mib),
             )
-            for i, (js, budget) in enumerate(zip(own, budgets_mib, strict=True))
+            for i, js, budget in zip(indices, own, budgets_mib, strict=True)
         ]
         missing = [m for m in missing if m[0] > BYTE_MIB]
-        return self._words(missing, proven=solved[1])
+        of_edges = all(name.startswith("edge") for _, name in missing)
+        key = EDGE_KEY if of_edges else MEMORY_KEY
+        return ConfigError(self._words(missing, proven=solved[1]), key=key)
 
     def _words(self, missing: Sequence[tuple[float, str]], *, proven: bool) -> str:
         low, high = float(self.sizes.min()), float(self.sizes.max())
@@ -197,7 +205,10 @@ class _Program:
         room = float(self.device_mib.sum())
         each = np.cumsum(np.sort(self.sizes))[: self.most or None]
         whole = sum(int((each <= m + BYTE_MIB).sum()) for m in self.device_mib)
-        idle = [str(k) for k, m in enumerate(self.device_mib) if m + BYTE_MIB < low]
+        budgets = zip(self.names, self.device_mib, strict=True)
+        small = [str(k) for k, m in budgets if m + BYTE_MIB < low]
+        if len(small) > LISTED:
+            small[LISTED:] = [f"{len(small) - LISTED} more"]
         where = [f"{name} {mib:.6g} MiB" for mib, name in missing[:LISTED]]
         if len(missing) > LISTED:
             where.append(f"{len(missing) - LISTED} more")
@@ -207,7 +218,7 @@ class _Program:
             f"{need:.6g} MiB ({self.copies * len(self.sizes)} copies); the devices' budgets hold "
             f"{f'{room:.6g} MiB' if room < math.inf else 'any amount'} ({whole} copies): "
             f"{'' if proven else 'no more than '}{total:.6g} MiB short ({', '.join(where)})"
-            + (f"; too small for any expert: devices {', '.join(idle)}" if idle else "")
+            + (f"; too small for any expert: devices {', '.join(small)}" if small else "")
         )
 
     def _tight(self, budgets: Numbers) -> NDArray[np.intp]:

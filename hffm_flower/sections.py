@@ -22,7 +22,8 @@ def _numbers(value: object) -> object:
 
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
-Numbers = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
+Size = Annotated[float, Field(gt=0)]
+Sizes = Annotated[tuple[Size, ...], BeforeValidator(_numbers)]
 Rank = Annotated[int, Field(ge=1, le=1024)]
 Ranks = Annotated[tuple[Rank, ...], BeforeValidator(_numbers)]
 
@@ -45,7 +46,7 @@ class TreeConfig(Section):
     devices: int = Field(40, ge=1, le=10_000)
     edges: int = Field(10, ge=1, le=10_000)
     period: int = Field(2, ge=1, description="edge rounds per cloud round (E)")
-    memory_mib: Numbers = Field(
+    memory_mib: Sizes = Field(
         (), description="of devices, for adapters or experts in training; each has one of these"
     )
     edge_memory_mib: float = Field(0.0, ge=0, description="of an edge, for experts; 0: no limit")

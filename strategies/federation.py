@@ -134,9 +134,8 @@ class Federation:
         view.most = {n: d.member().examples for n, d in devices.items()}
         view.reporting = not self.shared(schedule)
         self.phase = "initial modules"
-        initial, silent = initial_modules(
-            view, devices, self.shared(schedule), deadline_s=server.deadline_s
-        )
+        shared = self.shared(schedule)
+        initial, silent = initial_modules(view, devices, shared, deadline_s=server.deadline_s)
         self._refuse(devices, silent)
         self.edges = self._plant(devices, schedule)
         members = {
@@ -216,9 +215,8 @@ class Federation:
 
     def _hops(self, device: int) -> tuple[str, ...]:
         """Addresses on the way to a device from whoever averages it."""
-        edge = f"edge/{self.network.topology.edge_of()[device]}"
-        own = f"device/{device}"
-        return (CLOUD, edge, own) if self.config.flat else (edge, own)
+        way = (f"edge/{self.network.topology.edge_of()[device]}", f"device/{device}")
+        return (CLOUD, *way) if self.config.flat else way
 
     def _plant(
         self, devices: Mapping[int, Registered], schedule: Schedule
@@ -271,13 +269,11 @@ class Federation:
         self.files.append(report)
         figures = means(report, self.tasks)
         loss = report.loss_sum / max(1, report.trained)
-        self.event(
-            {
-                "event": "round", "t": report.t, "loss": loss, "mean_global": figures,
-                "devices": len(report.devices), "dropped": len(report.dropped),
-                "latency_s": report.latency_s, "energy_j": report.energy_j,
-            }
-        )  # fmt: skip
+        self.event({
+            "event": "round", "t": report.t, "loss": loss, "mean_global": figures,
+            "devices": len(report.devices), "dropped": len(report.dropped),
+            "latency_s": report.latency_s, "energy_j": report.energy_j,
+        })  # fmt: skip
         log.info(
             "round %d: %d devices, loss %.3f%s", report.t, len(report.devices), loss,
             "".join(f", {tier} {value:.3f}" for tier, value in figures.items()),

@@ -37,9 +37,10 @@ def check_exchange(config: RunConfig) -> None:
     server = config.server
     one_of("rule", server.rule, RULES, key="server.rule")
     one_of("rule", server.lora_rule, LORA_RULES, key="server.lora-rule")
-    used = {"server.rule": (server.rule, RULES[server.rule].summable)}
+    used = {"server.rule": (server.rule, {n: r.summable for n, r in RULES.items()})}
     if config.has_lora:
-        used["server.lora-rule"] = (server.lora_rule, LORA_RULES[server.lora_rule].summable)
+        able = {n: r.summable for n, r in LORA_RULES.items()}
+        used["server.lora-rule"] = (server.lora_rule, able)
         check_lora(config)
     if config.d2d.plan == NO_PLAN:
         return
@@ -50,11 +51,12 @@ def check_exchange(config: RunConfig) -> None:
             f"plan {config.d2d.plan!r} always sums; false is for {', '.join(FORWARDING)}",
             key="d2d.summing",
         )
-    for key, (name, summable) in used.items():
+    for key, (name, rules) in used.items():
         try:
-            check_summable(name, summable, config.d2d.plan, config.d2d.summing)
+            check_summable(name, rules[name], config.d2d.plan, config.d2d.summing)
         except ConfigError as error:
-            raise ConfigError(str(error), key=key) from error
+            summable = ", ".join(n for n, sums in rules.items() if sums)
+            raise ConfigError(f"{error}: {summable}", key=key) from error
 
 
 def check_lora(config: RunConfig) -> None:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 PROFILE = "profile"
 VERSION = f"{__version__} (protocol {PROTOCOL})"
-"""Package and protocol that nodes of this run must have."""
+"""Package and protocol that nodes must have."""
 Settings = Mapping[str, object]
 MOST_TOLD: Final = 5
 """Of so many other settings the values are told."""
@@ -56,8 +56,7 @@ class Registered:
     def member(self) -> Member:
         """The device as its edge knows it."""
         own = self.profile
-        examples = float(sum(own.tasks.values()))
-        return Member(own.index, self.keys, examples, own.tests, self.ranks)
+        return Member(own.index, self.keys, sum(own.tasks.values()), own.tests, self.ranks)
 
     @property
     def keys(self) -> tuple[ModuleKey, ...]:

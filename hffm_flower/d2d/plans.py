@@ -169,7 +169,7 @@ def check_summable(rule_name: str, summable: bool, plan_kind: str, summing: bool
     if not summable and (summing or plan_kind not in FORWARDING):
         raise ConfigError(
             f"D2D plan {plan_kind!r} sums updates on the way, which {rule_name!r} does not allow; "
-            f"allowed: no summing with plan {', '.join(FORWARDING)}, or a summable rule"
+            f"allowed: plan {', '.join(FORWARDING)} with d2d.summing = false, or a summable rule"
         )
 
 

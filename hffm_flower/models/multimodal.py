@@ -20,7 +20,7 @@ from hffm_flower.models.adapters import ExpertTuning, Untuned
 from hffm_flower.models.backbones import BACKBONES, Backbone
 from hffm_flower.models.drawing import Tails, draw_part
 from hffm_flower.models.encoders.encoder import Tokens
-from hffm_flower.models.encoders.tails import trained_state
+from hffm_flower.models.encoders.tails import trained_parameters
 from hffm_flower.models.experts import ExpertLayer, ExpertModule, Routing
 from hffm_flower.models.heads import Head
 from hffm_flower.models.parts import (
@@ -96,11 +96,7 @@ class MultimodalModel(nn.Module):
     def trained(self, key: ModuleKey) -> dict[str, Tensor]:
         """The module's parameters, by name."""
         part = self.part(key)
-        named: dict[str, Tensor]
-        if key.kind is ModuleKind.ENCODER:
-            named = trained_state(part)
-        else:
-            named = {n: p for n, p in part.named_parameters() if p.requires_grad}
+        named: dict[str, Tensor] = dict(trained_parameters(part))
         if key == self._whole(key):
             return named
         return {n: p for n, p in named.items() if f"lora_{key.name[-1]}." in n}

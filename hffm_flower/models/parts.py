@@ -70,6 +70,11 @@ class LoraSpec:
             ConfigError: The message has the names that exist, or the size.
         """
         projections = BACKBONES[backbone].projections
+        if not self.targets:
+            raise ConfigError(
+                f"no projection is named; backbone {backbone!r} has {', '.join(projections)}",
+                key="model.lora-targets",
+            )
         for pattern in self.targets:
             if not any(fnmatchcase(name, pattern) for name in projections):
                 raise ConfigError(
@@ -78,9 +83,9 @@ class LoraSpec:
                     key="model.lora-targets",
                 )
         for name in self.chosen(backbone):
-            if self.most > min(projections[name]):
+            if self.most > (size := min(projections[name])):
                 raise ConfigError(
-                    f"rank {self.most} is above the size {min(projections[name])} of {name!r}",
+                    f"rank {self.most} is above the size {size} of {name!r}; allowed: 1 to {size}",
                     key="model.lora-ranks",
                 )
 

@@ -37,6 +37,15 @@ QUIET: Final[Mapping[str, str]] = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+ONE_THREAD: Final[Mapping[str, str]] = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "VECLIB_MAXIMUM_THREADS": "1",
+}
+"""For all that aggregates: with other numbers of threads, QR and SVD give other last bits.
+
+Read when numpy is first imported, so it must be in the environment of a process from its start.
+"""
 
 
 def make_app(folder: Path, *, proxy: bool = False, packages: Path | None = None) -> Path:

@@ -21,7 +21,7 @@ from typing import Self
 import psutil
 
 from hffm_flower.errors import ConfigError, HffmError
-from hffm_flower.session.bundle import QUIET, search_path
+from hffm_flower.session.bundle import ONE_THREAD, QUIET, search_path
 from hffm_flower.session.echo import Echo
 from hffm_flower.session.watchdog import MARK, sweep
 from hffm_flower.session.worker import hurried
@@ -107,9 +107,9 @@ class Processes:
     def environment(self) -> dict[str, str]:
         """What every program finds in its environment."""
         return {
-            **os.environ, **QUIET, **self._extra, MARK: self._mark, "PATH": search_path(),
-            "FLWR_HOME": str(self.scratch / "flower"), "TMPDIR": str(self.scratch / "tmp"),
-            "PYTHONUNBUFFERED": "1",
+            **os.environ, **QUIET, **ONE_THREAD, **self._extra, MARK: self._mark,
+            "PATH": search_path(), "FLWR_HOME": str(self.scratch / "flower"),
+            "TMPDIR": str(self.scratch / "tmp"), "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
 
     def start(self, program: Program) -> None:

@@ -24,6 +24,7 @@ import psutil
 
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError, HffmError, Interrupted
+from hffm_flower.session.bundle import ONE_THREAD
 
 CHILD = "hffm_flower.session.child"
 LONGEST_TMPDIR = 35
@@ -181,7 +182,7 @@ def _environment(events_fd: int) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONSAFEPATH": "1",
     }
-    return {**quiet, **os.environ, "HFFM_EVENTS": str(events_fd)}
+    return {**quiet, **os.environ, **ONE_THREAD, "HFFM_EVENTS": str(events_fd)}
 
 
 @contextlib.contextmanager

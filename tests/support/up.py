@@ -51,7 +51,8 @@ class Up:
             self.process = psutil.Popen(
                 [*HFFM, "up", *words, "--out", str(self.run)], cwd=folder,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "HFFM_CACHE": str(self.cache),
-                     "TMPDIR": str(self.temporary), "COLUMNS": "150"},
+                     "TMPDIR": str(self.temporary), "COLUMNS": "150",
+                     "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")},  # made by import peft
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out,
             )  # fmt: skip
 

@@ -94,7 +94,7 @@ def trained_state(module: nn.Module) -> dict[str, Tensor]:
     Those of LoRA are named ``<layer>.lora_A.weight`` [rank, in] and ``<layer>.lora_B.weight``
     [out, rank]; of a convolution, [rank, in, height, width] and [out, rank, 1, 1].
     """
-    return {name: parameter.detach() for name, parameter in _trained(module).items()}
+    return {name: parameter.detach() for name, parameter in trained_parameters(module).items()}
 
 
 def load_trained(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -103,7 +103,7 @@ def load_trained(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         ModuleError: Other names or shapes than those of the trained parameters.
     """
-    own = _trained(module)
+    own = trained_parameters(module)
     if own.keys() != tensors.keys():
         odd = ", ".join(sorted(own.keys() ^ tensors.keys()))
         raise ModuleError(f"tensors do not fit the trained parameters; missing or unknown: {odd}")
@@ -118,8 +118,11 @@ def load_trained(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             parameter.copy_(tensors[name])
 
 
-def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Trained parameters; the name of the library's one adapter is left out of theirs."""
+def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters themselves, for an optimizer; names as in `trained_state`.
+
+    The name of the library's one adapter is left out of theirs.
+    """
     named = module.named_parameters()
     return {name.replace(".default.", "."): p for name, p in named if p.requires_grad}
 

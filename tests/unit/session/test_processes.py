@@ -14,6 +14,8 @@ import pytest
 
 from hffm_flower.errors import ConfigError
 from hffm_flower.session import processes as module
+from hffm_flower.session import worker
+from hffm_flower.session.bundle import ONE_THREAD
 from hffm_flower.session.processes import Processes, Program, free_addresses, listening
 
 SLEEP = "import time; time.sleep(600)"
@@ -163,3 +165,14 @@ def test_free_addresses_differ_and_nobody_listens() -> None:
     found = free_addresses(20)
     assert len(set(found)) == 20
     assert not any(map(listening, found))
+
+
+def test_every_program_computes_linear_algebra_in_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the user's environment says: other numbers of threads give other bits."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
+    simulated = worker._environment(3)
+    with Processes(tmp_path / "logs") as them:
+        for name, value in ONE_THREAD.items():
+            assert them.environment[name] == simulated[name] == value == "1"
