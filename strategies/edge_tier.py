@@ -35,8 +35,9 @@ from strategies.edge import EdgeStrategy
 from strategies.edge_state import restore_edge, save_edge, saved_keys
 from strategies.grids import BEGIN, END, INIT, PROFILE_QUERY, ClusterGrid
 from strategies.issuer import Issuer
+from strategies.modular import highest_ranks
 from strategies.planner import NO_PLAN
-from strategies.planting import edge_of, highest_ranks, schedule_of
+from strategies.planting import edge_of, schedule_of
 from strategies.registration import (
     PROFILE,
     VERSION,

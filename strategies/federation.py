@@ -27,10 +27,10 @@ from hffm_flower.wireless.pricing import price
 from strategies.cloud import CloudStrategy, quiet_flower
 from strategies.edge import EdgeStrategy
 from strategies.grids import ClusterGrid, NestedGrid
-from strategies.modular import Member
+from strategies.modular import Member, highest_ranks
 from strategies.peer_grid import PeerGrid
 from strategies.planner import check_exchange
-from strategies.planting import edge_of, highest_ranks, lora_of, schedule_of
+from strategies.planting import edge_of, lora_of, schedule_of
 from strategies.registration import (
     VERSION,
     Registered,

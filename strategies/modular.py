@@ -53,6 +53,15 @@ class Member:
     ranks: Mapping[ModuleKey, int] = field(default_factory=dict)
 
 
+def highest_ranks(members: Iterable[Member]) -> dict[ModuleKey, int]:
+    """LoRA module -> highest rank that any of the children can use."""
+    highest: dict[ModuleKey, int] = {}
+    for member in members:
+        for key, rank in member.ranks.items():
+            highest[key] = max(highest.get(key, 0), rank)
+    return highest
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A child's reply that can be used; its modules are taken already.
@@ -191,9 +200,10 @@ class ModularStrategy(Strategy):
 
     def held_by(self, member: Member, keys: Iterable[ModuleKey]) -> dict[ModuleKey, ModuleState]:
         """The modules ``keys`` as ``member`` can use them: LoRA at no higher rank than its own."""
-        return {key: self._fitted(key, member.ranks.get(key, 0)) for key in keys}
+        return {key: self.fitted(key, member.ranks.get(key, 0)) for key in keys}
 
-    def _fitted(self, key: ModuleKey, rank: int) -> ModuleState:
+    def fitted(self, key: ModuleKey, rank: int) -> ModuleState:
+        """Module ``key``; LoRA at no higher rank than ``rank``, if that is not 0."""
         state = self.modules[key]
         if not rank or not self.lora.mixed or not is_lora(state):
             return state

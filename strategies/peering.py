@@ -19,7 +19,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from hffm_flower.d2d import EDGE, Parcel, Plan, plan_to_json, settle
 from hffm_flower.errors import ModuleError
-from hffm_flower.modules import ModuleKey
+from hffm_flower.modules import ModularState, ModuleKey, ModuleState
 from hffm_flower.payload import PLAN, TRAINED, Admission, is_lacking, parcels_of, plan_record
 from hffm_flower.records import CONFIG, MODULES, modules_record, update_of
 from hffm_flower.records import masses as masses_of
@@ -27,7 +27,7 @@ from hffm_flower.report import RoundReport
 from strategies.edge import EdgeStrategy
 from strategies.grids import TRAIN, UPLOAD, instruction
 from strategies.issuer import Issuer
-from strategies.modular import Behind, Gathered, Member, count
+from strategies.modular import Behind, Gathered, Member, count, highest_ranks
 from strategies.planner import PeerPlanner
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class _Heard:
         t: Edge round.
         plan: What they were told to do.
         holds: Participant -> shared modules that it trains.
+        sent: Those modules, as the edge sends them.
         uploads: Uploader -> its parcels.
         own: Device that answered -> what it says that it trained.
         untrained: Those of them that peers brought no modules.
@@ -51,6 +52,7 @@ class _Heard:
     t: int
     plan: Plan
     holds: Mapping[int, tuple[ModuleKey, ...]]
+    sent: ModularState
     uploads: dict[int, tuple[Parcel, ...]] = field(default_factory=dict)
     own: dict[int, Masses] = field(default_factory=dict)
     untrained: set[int] = field(default_factory=set)
@@ -85,11 +87,9 @@ class PeerEdgeStrategy(EdgeStrategy):
         if not nodes:
             return (yield from super().collect(report))
         holds = {m.index: self.shared(m, report.t) for m in (self.members[n] for n in nodes)}
-        sizes = {
-            k: sum(a.nbytes for a in self.modules[k].values())
-            for k in {k for keys in holds.values() for k in keys}
-        }
-        heard = _Heard(report.t, self.planner.plan(report.t, holds, sizes), holds)
+        sent = self._travelling(nodes, holds)
+        sizes = {k: sum(a.nbytes for a in state.values()) for k, state in sent.items()}
+        heard = _Heard(report.t, self.planner.plan(report.t, holds, sizes), holds, sent)
         alone = self._messages(TRAIN, [n for n in drawn if n not in nodes], report)
         replies = list((yield self._instructions(nodes, heard) + alone))
         direct = [r for r in replies if r.metadata.src_node_id not in nodes]
@@ -127,6 +127,14 @@ class PeerEdgeStrategy(EdgeStrategy):
     def _reachable(self, node: int) -> bool:
         """Whether a device can take part in an exchange."""
         return self.tickets is None or self.members[node].index in self.tickets.addresses
+
+    def _travelling(
+        self, nodes: Collection[int], holds: Mapping[int, Collection[ModuleKey]]
+    ) -> dict[ModuleKey, ModuleState]:
+        """Modules that pass from device to device: LoRA at the highest rank of who takes part."""
+        highest = highest_ranks(self.members[node] for node in nodes)
+        keys = sorted({k for keys in holds.values() for k in keys})
+        return {key: self.fitted(key, highest.get(key, 0)) for key in keys}
 
     def _take(self, heard: _Heard, member: Member, reply: Message) -> None:
         """Read the reply of a device that took part in the exchange."""
@@ -204,8 +212,7 @@ class PeerEdgeStrategy(EdgeStrategy):
         admissions: Mapping[int, Admission] = {}
         if self.tickets is not None:
             examples = {m.index: m.examples for n, m in self.members.items() if n in nodes}
-            shared = {k: self.modules[k] for keys in holds.values() for k in keys}
-            admissions = self.tickets.admissions(t, examples, shared, self.deadline_s)
+            admissions = self.tickets.admissions(t, examples, heard.sent, self.deadline_s)
         direct: dict[int, set[ModuleKey]] = {}
         for hop in plan.down:
             if hop.src == EDGE:
@@ -216,7 +223,7 @@ class PeerEdgeStrategy(EdgeStrategy):
             content = RecordDict(
                 {
                     MODULES: modules_record(
-                        {k: self.modules[k] for k in sorted(direct.get(index, ()))}
+                        {k: heard.sent[k] for k in sorted(direct.get(index, ()))}
                     ),
                     CONFIG: ConfigRecord({"t": t, "edge": self.index}),
                     PLAN: plan_record(text, holds[index], admissions.get(index)),

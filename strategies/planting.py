@@ -13,7 +13,7 @@ from hffm_flower.schedule import Schedule
 from hffm_flower.tree import plan_options
 from hffm_flower.wireless.network import Network
 from strategies.edge import EdgeStrategy
-from strategies.modular import Member
+from strategies.modular import Member, highest_ranks
 from strategies.peering import PeerEdgeStrategy
 from strategies.planner import NO_PLAN, PeerPlanner
 from strategies.rules import LoraPolicy
@@ -47,15 +47,6 @@ def lora_of(config: RunConfig, members: Iterable[Member], *, cloud: bool) -> Lor
     most = server.cloud_rank if cloud else server.edge_rank
     keeps = dict.fromkeys(highest, most) if most else highest if cloud else {}
     return LoraPolicy(server.lora_rule, Scaling(config.model.lora_scaling), keeps)
-
-
-def highest_ranks(members: Iterable[Member]) -> dict[ModuleKey, int]:
-    """LoRA module -> highest rank that any of the children can use."""
-    highest: dict[ModuleKey, int] = {}
-    for member in members:
-        for key, rank in member.ranks.items():
-            highest[key] = max(highest.get(key, 0), rank)
-    return highest
 
 
 def edge_of(
