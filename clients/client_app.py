@@ -64,6 +64,7 @@ def profile(message: Message, context: Context) -> Message:
             "peer": peer_address(context.node_config),
             "rank": own.rank,
             "experts": list(own.experts),
+            "lent": own.lent,
         }
     record = ConfigRecord({"json": json.dumps(answer)})
     return Message(RecordDict({"profile": record}), reply_to=message)

@@ -97,16 +97,20 @@ def equipped(
     if spec.adapter != "experts":
         return profiles
     size, busy = expert_mib(spec), [p.index for p in profiles if not p.idle]
-    memories = memories_mib(config) - size * config.model.experts_lent
+    memories, lent = memories_mib(config), config.model.experts_lent
+    lends = memories >= size * (1 + lent)  # one of its own comes first
+    memories[lends] -= size * lent
     place = {index: at for at, index in enumerate(busy)}
     clusters = [[place[k] for k in c if k in place] for c in groups_of(config, plant(config))]
     edge_mib = config.tree.edge_memory_mib or math.inf
     fit = fitness(profiles, spec, config.data.tasks)
     held = assign(
-        fit[busy], np.full(spec.experts, size), np.maximum(memories[busy], 0.0), clusters,
+        fit[busy], np.full(spec.experts, size), memories[busy], clusters,
         np.full(len(clusters), edge_mib), min(config.model.expert_copies, len(busy)),
         config.model.experts_held, names=busy,
     ).held  # fmt: skip
     return tuple(
-        p if p.idle else dataclasses.replace(p, experts=held[place[p.index]]) for p in profiles
-    )
+        dataclasses.replace(p, experts=held[place[p.index]], lent=lent * int(lends[p.index]))
+        if p.index in place else p
+        for p in profiles
+    )  # fmt: skip

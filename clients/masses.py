@@ -95,7 +95,7 @@ def masses(
 
 def _trained(model: MultimodalModel, part: TaskData, gone: frozenset[str]) -> tuple[ModuleKey, ...]:
     """Modules to which each example of ``part`` gives its mass; experts count by use."""
-    if model.spec.whole:
-        return model.keys
-    keys = task_modules(part.task, part.modalities - gone, model.spec, ())
+    keys = model.keys
+    if not model.spec.whole:
+        keys = task_modules(part.task, part.modalities - gone, model.spec, ())
     return tuple(key for key in keys if key.kind is not ModuleKind.EXPERT)

@@ -273,9 +273,10 @@ def own_profile(config: RunConfig, own: OwnData, index: int) -> NodeProfile:
     if spec.adapter != "experts":
         return profile
     lent, most = config.model.experts_lent, config.model.experts_held or spec.experts
-    room = min(memories_mib(config)[index] / expert_mib(spec), spec.experts + lent)
-    held = sorted((index + j) % spec.experts for j in range(min(most, int(room) - lent)))
-    return dataclasses.replace(profile, experts=tuple(held))
+    room = int(min(memories_mib(config)[index] / expert_mib(spec), spec.experts + lent))
+    lent = lent if room > lent else 0
+    held = sorted((index + j) % spec.experts for j in range(min(most, room - lent)))
+    return dataclasses.replace(profile, experts=tuple(held), lent=lent)
 
 
 def label_counts(config: RunConfig, task: str) -> NDArray[np.int64]:

@@ -168,19 +168,20 @@ def merge(updates: Iterable[ModularUpdate]) -> ModularUpdate:
 def shapes(state: ModularState) -> dict[str, str]:
     """Layout of ``state``: ``kind/name/tensor`` -> ``float32[384,16]``.
 
-    The rank of a LoRA factor may differ between nodes: it is written ``r``.
+    The rank of a pair of LoRA factors may differ between nodes: it is written ``r``.
     """
     return {
-        f"{key}/{name}": f"{array.dtype}[{','.join(_sizes(name, array))}]"
+        f"{key}/{name}": f"{array.dtype}[{','.join(_sizes(name, array, state[key]))}]"
         for key in sorted(state)
         for name, array in sorted(state[key].items())
     }
 
 
-def _sizes(name: str, array: Tensor) -> list[str]:
+def _sizes(name: str, array: Tensor, module: ModuleState) -> list[str]:
     sizes = [str(size) for size in array.shape]
-    for factor, place in (("lora_A.weight", 0), ("lora_B.weight", 1)):
-        if name.endswith(factor) and len(sizes) > place:
+    for own, other, place in (("lora_A", "lora_B", 0), ("lora_B", "lora_A", 1)):
+        layer = name.removesuffix(f"{own}.weight")
+        if layer != name and f"{layer}{other}.weight" in module and len(sizes) > place:
             sizes[place] = "r"
     return sizes
 

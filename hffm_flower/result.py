@@ -28,6 +28,16 @@ def task_facts(tasks: Iterable[str], profiles: Iterable[NodeProfile]) -> dict[st
     }
 
 
+def carried(profiles: Iterable[NodeProfile]) -> dict[str, object]:
+    """What each device carries in the backbone, as a note of the result; none where all alike."""
+    told = {
+        str(p.index): {"lora_rank": p.rank, "experts": list(p.experts)}
+        for p in profiles
+        if p.rank or p.experts
+    }
+    return {"carried": told} if told else {}
+
+
 def means(report: RoundReport, tasks: Mapping[str, TaskFacts]) -> dict[str, float]:
     """IID mean accuracy of every tier that was evaluated in a round."""
     return {
@@ -138,6 +148,7 @@ def summarise(
             if not f.classes and t in iid and iid[t].total
         },
         "chance": {t: f.chance for t, f in tasks.items()},
+        "synthetic": [t for t in tasks if t in TASKS and TASKS[t].synthetic],
         "expected": {t: f.expected for t, f in tasks.items()},
         "uncovered": 1.0 - covered / expected if expected else 1.0,
         "dropped": sum(len(r.dropped) for r in reports),

@@ -20,6 +20,7 @@ class TaskSpec:
         optional: Modalities that help where a device has them.
         answers: Class names in label order; empty where there are none, as for a box.
         chance: Accuracy of guessing; 0 for a box.
+        synthetic: Whether its inputs were made for it, by a program.
     """
 
     dataset: str
@@ -29,6 +30,7 @@ class TaskSpec:
     optional: tuple[str, ...]
     answers: tuple[str, ...]
     chance: float
+    synthetic: bool = False
 
 
 TASKS: Final[Mapping[str, TaskSpec]] = {
@@ -79,6 +81,7 @@ TASKS: Final[Mapping[str, TaskSpec]] = {
             *("five", "six", "seven", "eight", "nine"),
         ),
         chance=0.1,
+        synthetic=True,
     ),
     "easyvqa-box": TaskSpec(
         dataset="easy-vqa-box",

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from hffm_flower.errors import HffmError, ProtocolError, QuorumError
 from hffm_flower.ledger import CLOUD
-from hffm_flower.profile import NodeProfile
+from hffm_flower.profile import NodeProfile, profile_of
 from hffm_flower.records import CONFIG, text
 from strategies.federation import Federation
 from strategies.grids import BEGIN, END, ClusterGrid, instruction
@@ -20,7 +20,6 @@ from strategies.registration import (
     VERSION,
     Registered,
     initial_modules,
-    profile_of,
     register,
     wait_for_nodes,
 )

@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
+from hffm_flower.errors import ModuleError
+from hffm_flower.lora import rank_of
 from hffm_flower.modules import ModularUpdate, ModuleKey, ModuleKind, ModuleState
 from hffm_flower.records import (
     CONFIG,
@@ -62,7 +64,6 @@ class EdgeStrategy(ModularStrategy):
         report_every: Edge rounds between reports where nothing reaches the cloud.
         on_round: Told of every edge round as it ends, before the cloud hears of it.
         lora: As in `ModularStrategy`.
-        lent: Experts of others that a device gets for each round, beside its own.
     """
 
     def __init__(
@@ -80,7 +81,6 @@ class EdgeStrategy(ModularStrategy):
         report_every: int,
         on_round: Callable[[RoundReport], None] = lambda report: None,
         lora: LoraPolicy | None = None,
-        lent: int = 0,
     ) -> None:
         super().__init__(
             members, schedule, rule=rule, optimizer=optimizer, quorum=quorum,
@@ -89,7 +89,6 @@ class EdgeStrategy(ModularStrategy):
         self.index = index
         self.seed = seed
         self.fraction = fraction
-        self.lent = lent
         self.evaluated = frozenset(schedule.edge_evaluations(report_every))
         self.own = frozenset(schedule.scoped(Scope.EDGE))
         self.personal = frozenset(schedule.scoped(Scope.DEVICE))
@@ -147,6 +146,12 @@ class EdgeStrategy(ModularStrategy):
         """
         mass = {k: sum(self.trained[k].values()) for k in due if self.trained.get(k)}
         return ModularUpdate({k: self.modules[k] for k in mass}, mass)
+
+    def check_rank(self, key: ModuleKey, state: ModuleState, member: Member) -> None:
+        """As in `ModularStrategy`."""
+        most = member.ranks.get(key)
+        if most is not None and rank_of(state) > most:
+            raise ModuleError(f"{key} has rank {rank_of(state)}, but the device's is {most}")
 
     def drawn(self, t: int) -> list[int]:
         """Node ids of the devices that take part in edge round ``t``, in order of index."""
@@ -231,15 +236,16 @@ class EdgeStrategy(ModularStrategy):
     def shared(self, member: Member, t: int) -> tuple[ModuleKey, ...]:
         """Modules that a device has from here: its own, and in edge round ``t`` >= 1 lent ones.
 
-        Lent are experts that other devices of the cluster hold, drawn anew for every round.
+        Lent are experts that other devices of the cluster hold, drawn anew for every round, to
+        devices that have memory for them.
         """
         own = [k for k in member.keys if k in self.modules and k not in self.personal]
-        if not self.lent or not t:
+        if not member.lent or not t:
             return tuple(own)
         experts = {k for m in self.members.values() for k in m.keys if k.kind is ModuleKind.EXPERT}
         others = sorted((experts & self.modules.keys()) - set(member.keys) - self.personal)
         order = generator(self.seed, "lend", member.index, t).permutation(len(others))
-        return tuple(sorted([*own, *(others[i] for i in order[: self.lent])]))
+        return tuple(sorted([*own, *(others[i] for i in order[: member.lent])]))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -16,6 +16,7 @@ from hffm_flower.config import RunConfig
 from hffm_flower.errors import ProtocolError, QuorumError
 from hffm_flower.ledger import Ledger, to_line
 from hffm_flower.modules import ModularState, ModuleKey, digest
+from hffm_flower.profile import profile_json
 from hffm_flower.records import (
     CONFIG,
     MODULES,
@@ -43,7 +44,6 @@ from strategies.registration import (
     VERSION,
     Registered,
     initial_modules,
-    profile_json,
     register,
     wait_for_nodes,
 )

@@ -19,7 +19,7 @@ from hffm_flower.payload import bytes_by_kind
 from hffm_flower.profile import NodeProfile
 from hffm_flower.records import modules_record, write_state
 from hffm_flower.report import RoundReport, TaskFacts
-from hffm_flower.result import build, means, task_facts
+from hffm_flower.result import build, carried, means, task_facts
 from hffm_flower.runfiles import RunFiles
 from hffm_flower.schedule import METHODS, Schedule, Scope
 from hffm_flower.tree import groups_of, plant
@@ -40,7 +40,6 @@ from strategies.registration import (
 )
 
 log = logging.getLogger(__name__)
-
 Event = Callable[[Mapping[str, object]], None]
 """Told of progress, for a live display: ``{"event": ..., ...}``."""
 
@@ -108,6 +107,7 @@ class Federation:
         self.tasks: dict[str, TaskFacts] = {}
         self.refused: dict[int, str] = {}
         self.idle: list[int] = []
+        self.carried: Mapping[str, object] = {}
         self.cycle = 1
         self.exchanges: frozenset[int] = frozenset()
         self.network = plant(config)
@@ -156,7 +156,7 @@ class Federation:
     ) -> Schedule:
         """Note what the devices are, and what follows from all that they hold."""
         known = list(profiles)
-        self.idle = [p.index for p in known if p.idle]
+        self.idle, self.carried = [p.index for p in known if p.idle], carried(known)
         self.tasks = task_facts(self.config.data.tasks, known)
         schedule = schedule_of(self.config, {key for h in holders for key in h.keys})
         self.cycle = schedule.cycle()
@@ -288,6 +288,7 @@ class Federation:
             write_state(self.files.edge(edge.index), edge.final_modules or edge.modules)
         notes = {
             "idle_devices": self.idle,
+            **self.carried,
             "clusters": groups_of(self.config, self.network),
             "refused_nodes": {str(n): why for n, why in self.refused.items()},
         }

@@ -8,6 +8,7 @@ as it was.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,6 +45,7 @@ class Member:
         examples: Most mass that it can have behind a module [examples].
         tests: Task -> examples of its shard of the IID test set; None: not known.
         ranks: LoRA module -> highest rank that it can use.
+        lent: Experts of others that it gets for each round, beside its own.
     """
 
     index: int
@@ -51,6 +53,7 @@ class Member:
     examples: float = _MOST_MASS
     tests: Mapping[str, int] | None = None
     ranks: Mapping[ModuleKey, int] = field(default_factory=dict)
+    lent: int = 0
 
 
 def highest_ranks(members: Iterable[Member]) -> dict[ModuleKey, int]:
@@ -244,6 +247,7 @@ class ModularStrategy(Strategy):
                 raise ModuleError(f"sent {key}, which it was not asked for")
             self.check_mass(key, update.mass[key], member)
             self.check_tensors(key, state)
+            self.check_rank(key, state, member)
 
     def check_mass(self, key: ModuleKey, mass: float, member: Member) -> None:
         """Refuse a mass that ``member`` cannot have behind a module.
@@ -253,6 +257,13 @@ class ModularStrategy(Strategy):
         """
         if mass and not _LEAST_MASS <= mass <= member.examples * (1 + ROUNDING):
             raise ModuleError(f"mass of {key} is {mass:g}, but it has {member.examples:g} examples")
+
+    def check_rank(self, key: ModuleKey, state: ModuleState, member: Member) -> None:
+        """Refuse LoRA of a higher rank than ``member`` has; of an edge's merge, any is possible.
+
+        Raises:
+            ModuleError: It is higher.
+        """
 
     def check_tensors(self, key: ModuleKey, state: ModuleState) -> None:
         """Refuse tensors that do not fit the module as it is here.
@@ -270,8 +281,9 @@ class ModularStrategy(Strategy):
             raise ModuleError(f"tensors of {key} have other names or shapes")
         if self.lora.mixed and is_lora(state):
             check_pairs(key, state)
+        most = math.sqrt(TOO_LARGE) if is_lora(state) else TOO_LARGE  # factors are multiplied
         for name, array in state.items():
-            if not (np.abs(array) < TOO_LARGE).all():
+            if not (np.abs(array) < most).all():
                 raise ModuleError(f"{key}/{name} is not finite, or so large that sums are not")
 
     def summary(self) -> None:

@@ -75,6 +75,12 @@ def check_lora(config: RunConfig) -> None:
             f"rules for ranks that differ: {able}",
             key="model.lora-ranks",
         )
+    if config.server.rule != "mean":
+        raise ConfigError(
+            f"{config.server.rule!r} does not act on LoRA factors, which have a rule of their own "
+            f"({name}); allowed with LoRA: 'mean'",
+            key="server.rule",
+        )
     kinds = [ModuleKind.ADAPTER] if config.model.adapter == "lora" else []
     kinds += [ModuleKind.ENCODER] if any("=lora:" in t for t in config.model.tune) else []
     optimizer = OptimizerPolicy(config.server.optimizer)

@@ -75,8 +75,7 @@ def edge_of(
         "seed": config.seed, "fraction": server.fraction, "rule": server.rule,
         "optimizer": server.optimizer, "quorum": server.quorum,
         "deadline_s": server.deadline_s, "report_every": server.evaluate_every,
-        "on_round": on_round, "lent": config.model.experts_lent,
-        "lora": lora_of(config, members.values(), cloud=False),
+        "on_round": on_round, "lora": lora_of(config, members.values(), cloud=False),
     }  # fmt: skip
     if config.d2d.plan == NO_PLAN:
         return EdgeStrategy(index, members, schedule, **settings)

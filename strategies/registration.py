@@ -12,15 +12,15 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Final
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from hffm_flower.errors import HffmError, Interrupted, ProtocolError, QuorumError
 from hffm_flower.modules import ModuleKey, ModuleState, digest, shapes
-from hffm_flower.profile import NodeProfile
+from hffm_flower.profile import NodeProfile, profile_of, whole
 from hffm_flower.records import CONFIG, PROTOCOL, modules_of, text
 from hffm_flower.tasks import difference
 from hffm_flower.version import __version__
@@ -56,7 +56,8 @@ class Registered:
     def member(self) -> Member:
         """The device as its edge knows it."""
         own = self.profile
-        return Member(own.index, self.keys, sum(own.tasks.values()), own.tests, self.ranks)
+        total = sum(own.tasks.values())
+        return Member(own.index, self.keys, total, own.tests, self.ranks, own.lent)
 
     @property
     def keys(self) -> tuple[ModuleKey, ...]:
@@ -126,7 +127,7 @@ def register(
         try:
             device = _read(reply, version, settings, what)
             found.append((device.profile.index, node, device))
-        except (HffmError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (HffmError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             refused[node] = f"profile of node {node} cannot be used: {error}"
     for index, node, device in sorted(found, key=lambda item: item[:2]):
         if any(index == other.profile.index for other in accepted.values()):
@@ -242,30 +243,6 @@ def _initial(
         raise ProtocolError(f"its digests cannot be read: {error}") from error
 
 
-def profile_json(profile: NodeProfile) -> dict[str, Any]:
-    """A profile as plain data; inverse of `profile_of`."""
-    return asdict(profile)
-
-
-def profile_of(raw: Mapping[str, Any]) -> NodeProfile:
-    """Read `profile_json` back.
-
-    Raises:
-        KeyError: A field is missing.
-        ValueError: A field is not what it should be.
-    """
-    return NodeProfile(
-        index=int(raw["index"]),
-        modalities=tuple(raw["modalities"]),
-        tasks={str(t): int(n) for t, n in raw["tasks"].items()},
-        wanted=tuple(raw["wanted"]),
-        tests={str(t): int(n) for t, n in raw["tests"].items()},
-        peer=str(raw.get("peer", "")),
-        rank=int(raw.get("rank", 0)),
-        experts=tuple(int(j) for j in raw.get("experts", ())),
-    )
-
-
 def _read(reply: Message, version: str, settings: Settings, what: str) -> Registered:
     if reply.has_error():
         raise ProtocolError(f"no profile: error {reply.error.code}: {reply.error.reason}")
@@ -278,7 +255,7 @@ def _read(reply: Message, version: str, settings: Settings, what: str) -> Regist
     odd = odd or difference(raw.get("definitions", {}))
     if odd:
         raise ProtocolError(f"{what} {raw.get('index')}: {odd}")
-    ranks = {ModuleKey.parse(k): int(rank) for k, rank in raw.get("ranks", {}).items()}
+    ranks = {ModuleKey.parse(k): whole(r, "rank", 1) for k, r in raw.get("ranks", {}).items()}
     skipped = _counts(raw.get("skipped", {}))
     device = Registered(profile_of(raw), dict(raw["layout"]), skipped, ranks)
     _ = device.keys  # layout names are checked here, where a bad one refuses this node alone

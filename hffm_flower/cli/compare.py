@@ -41,7 +41,7 @@ def compare_command(
         typer.Option(
             metavar="FILE.toml",
             show_default=False,
-            help="In place of methods: settings in common and tables [variants.<name>].",
+            help="In place of methods: settings in common and tables \\[variants.NAME].",
         ),
     ] = None,
     seed: Annotated[
@@ -112,8 +112,8 @@ def compare_command(
         raise Interrupted(f"what has finished is kept in {root}") from error
     for each in closing_tables(result.rows):
         console.print(each)
-    console.print("latency and energy: radio model, see docs/d2d.md; cycle: edge models, mean over "
-                  "the last cloud cycle of each row")  # fmt: skip
+    console.print("latency and energy: radio model, see docs/d2d.md; cycle: edge models (or "
+                  "devices', where modules stay there), over each row's last cycle")  # fmt: skip
     console.print(f"results in [bold]{root}[/]: table.csv, table.tex, table.json, accuracy.png, "
                   "costs.png, and a folder for each run")  # fmt: skip
 

@@ -53,7 +53,7 @@ def run_command(
     console.print(
         f"[bold]{chosen.method}[/], {chosen.tree.devices} devices{clusters}, "
         f"{len(chosen.data.tasks)} tasks, "
-        f"{chosen.model.backbone} ({chosen.model.weights} encoders), "
+        f"{chosen.model.backbone} ({chosen.model.weights} encoders{_trained(chosen)}), "
         f"T = {chosen.rounds}, seed {chosen.seed}"
     )
     if plan.idle:
@@ -67,6 +67,17 @@ def run_command(
         raise Interrupted(f"the rounds so far are kept in {files.root}") from error
     console.print(closing_table(result.result))
     console.print(f"results in [bold]{files.root}[/]")
+
+
+def _trained(config: RunConfig) -> str:
+    """What is trained other than by default."""
+    model = config.model
+    told: list[str] = [model.adapter] if model.adapter != "bottleneck" else []
+    told += [f"rank {' '.join(map(str, model.lora_ranks))}, {config.server.lora_rule}"] * (
+        model.adapter == "lora"
+    )
+    told += [*model.tune, *(f"prompts {p}" for p in model.prompts)]
+    return "".join(f", {each}" for each in told)
 
 
 class Display:
@@ -133,6 +144,7 @@ def closing_table(result: Mapping[str, object]) -> Table:
     chance, iou = _mapping(summary["chance"]), _mapping(summary["mean_iou"])
     for task, value in _mapping(summary["per_task"]).items():
         name = f"{task} (IoU > 0.5; mean IoU {iou[task]:.2f})" if task in iou else task
+        name += " (synthetic)" if task in summary["synthetic"] else ""
         table.add_row(name, f"{value:.3f}", "-" if task in iou else f"{chance[task]:.3f}")
     table.add_section()
     table.add_row("[bold]mean, global IID test[/]", f"[bold]{summary['mean_global']:.3f}[/]", "")

@@ -278,7 +278,7 @@ def module_keys(
             {
                 key
                 for task in tasks
-                for has in variants(task, modalities, dropped=spec.dropped)
+                for has in variants(task, modalities, dropped=spec.dropped and not spec.whole)
                 for key in task_modules(task, has, spec, experts)
             }
         )

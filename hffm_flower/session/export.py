@@ -124,9 +124,10 @@ def _check_whole(
     }  # fmt: skip
     if not state or wanted != state.keys():
         held = ", ".join(map(str, saved)) or "none"
+        lower = "" if spec.lora.rule == "lora-share-a" else "--node edge/0 or "
         raise OutputError(
             f"{node or 'the cloud'} has no whole LoRA modules after this run (its modules: "
-            f"{held}); export a lower node, e.g. --node edge/0 or --node device/0"
+            f"{held}); export a lower node, e.g. {lower}--node device/0"
         )
 
 

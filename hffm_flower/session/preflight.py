@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from hffm_flower.assets import asset_root
 from hffm_flower.config import RunConfig
@@ -93,13 +94,28 @@ def _check(config: RunConfig) -> Plan:
             "trained; each factor has its turn for the module's period",
             key="rounds",
         )
-    if config.train.head_epochs and not schedule.scoped(Scope.DEVICE):
+    if config.server.lora_rule == "lora-alternate":
+        _check_turns(schedule)
+    own = len(schedule.scoped(Scope.DEVICE))
+    if config.train.head_epochs and not 0 < own < len(every):
         raise ConfigError(
-            "no module stays on its device, so that none can be trained first; name some in "
-            "server.modules, e.g. 'head/*=device'",
+            f"{'every' if own else 'no'} module stays on its device, so that none can be trained "
+            "ahead of the others; name some in server.modules, e.g. 'head/*=device'",
             key="train.head-epochs",
         )
     return Plan(profiles, keys, schedule, groups_of(config, network))
+
+
+def _check_turns(schedule: Schedule) -> None:
+    """Refuse factors that take turns and are averaged in different places."""
+    for key, place in schedule.placements.items():
+        other = ModuleKey(key.kind, f"{key.name[:-2]}.B")
+        if key.name.endswith(".A") and place != schedule.placements.get(other, place):
+            raise ConfigError(
+                f"{key} and {other} have different places, so that both would change between two "
+                "averages; lora-alternate needs one place for both",
+                key="server.modules",
+            )
 
 
 def check_tails(config: RunConfig) -> None:
@@ -113,13 +129,26 @@ def check_tails(config: RunConfig) -> None:
     from clients.resident import encoder_of
     from clients.spec import model_spec
     from hffm_flower.models.drawing import draw_part
+    from hffm_flower.models.encoders.tails import tunable
 
     spec = model_spec(config)
-    for modality in spec.tune:
-        draw_part(
-            ModuleKey(ModuleKind.ENCODER, modality), spec, modality=modality, rank=0,
-            tails=lambda m: encoder_of(config, m, torch.device("cpu")).tail(),
-        )  # fmt: skip
+    cpu, unmatched = torch.device("cpu"), set(config.model.tune_targets)
+    for modality, tuning in spec.tune.items():
+        try:
+            draw_part(
+                ModuleKey(ModuleKind.ENCODER, modality), spec, modality=modality, rank=0,
+                tails=lambda m: encoder_of(config, m, cpu).tail(),
+            )  # fmt: skip
+        except ConfigError as error:
+            raise ConfigError(f"{modality}: {error}", key=error.key) from error
+        if tuning.rank:
+            layers = tunable(encoder_of(config, modality, cpu).tail())
+            unmatched -= {p for p in unmatched if any(fnmatchcase(n, p) for n in layers)}
+    if unmatched and any(tuning.rank for tuning in spec.tune.values()):
+        raise ConfigError(
+            f"{', '.join(sorted(unmatched))} matches no layer of the tuned encoders",
+            key="model.tune-targets",
+        )
 
 
 def assets_of(config: RunConfig) -> set[str]:

@@ -146,9 +146,13 @@ def parse_node(node: str | None) -> tuple[str, int]:
     """
     tier, _, number = str(node or "cloud").partition("/")
     one_of("node", tier, ("cloud", "edge", "device"))
-    if (tier == "cloud") == bool(number) or not (number or "0").isdecimal():
+    if (tier == "cloud") == bool(number) or (number and number != str(_index(number))):
         raise ConfigError(f"node {node!r} is not of the form cloud, edge/N or device/N")
     return tier, int(number or 0)
+
+
+def _index(text: str) -> int:
+    return int(text) if text.isascii() and text.isdecimal() else -1
 
 
 def server_state(files: RunFiles, node: str | None) -> ModularState:

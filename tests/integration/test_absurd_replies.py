@@ -14,6 +14,7 @@ from hffm_flower.errors import ConfigError
 from hffm_flower.records import MASS, MODULES, mass_record, modules_of, modules_record, update_of
 from hffm_flower.session.preflight import check
 from tests.support.exchange import PLANS
+from tests.support.kinds import KINDS
 from tests.support.played import RecordingApp, play
 
 CULPRIT = 2
@@ -43,18 +44,30 @@ def huge_mass(reply: Message) -> None:
     reply.content[MASS] = mass_record(dict.fromkeys(update_of(reply.content).mass, 1e30))
 
 
+def wrong_rank(reply: Message) -> None:
+    """Twice the rank that the device is known to have."""
+    state = {
+        key: {
+            name: np.concatenate([a, a], int("lora_B" in name)) if "lora_" in name else a
+            for name, a in tensors.items()
+        }
+        for key, tensors in modules_of(reply.content).items()
+    }
+    reply.content[MODULES] = modules_record(state)
+
+
 class Absurd(RecordingApp):
     """One device spoils every training reply, of every segment."""
 
-    def __init__(self, spoil: Spoil) -> None:
+    def __init__(self, spoil: Spoil, culprit: int = CULPRIT) -> None:
         super().__init__()
-        self.spoil = spoil
+        self.spoil, self.culprit = spoil, culprit
 
     def answer(
         self, message: Message, context: Context, *, index: int, kind: str, t: int
     ) -> Message:
         reply = super().answer(message, context, index=index, kind=kind, t=t)
-        if index == CULPRIT and kind == "train" and reply.has_content():
+        if index == self.culprit and kind == "train" and reply.has_content():
             self.spoil(reply)
         return reply
 
@@ -91,3 +104,19 @@ def test_a_device_out_of_reach_is_named_before_the_run(
 ) -> None:
     with pytest.raises(ConfigError, match=r"device 0, \d+ m from its edge"):
         check(tiny.with_values(**changes))
+
+
+@pytest.mark.parametrize("kind", ["lora-ffa", "lora-alternate", "lora-exact"])
+@pytest.mark.parametrize("plan", ["none", "relay"])
+def test_a_wrong_rank_costs_its_sender_alone(
+    tiny: RunConfig, tmp_path: Path, kind: str, plan: str
+) -> None:
+    """Also of the first device of an edge, with which all others are compared."""
+    config = tiny.with_values(
+        method="edge-only", tree__edges=1, server__quorum=0.1, rounds=2, d2d__plan=plan,
+        d2d__summing=False, radio__links="nearest", **KINDS[kind],
+    )  # fmt: skip
+    run = play(config, tmp_path / "out", app=Absurd(wrong_rank, culprit=1))
+    assert run.error is None
+    assert [r.devices for r in run.rounds] == [[2, 3, 4, 5]] * 2
+    assert all("1" in r.dropped for r in run.rounds)

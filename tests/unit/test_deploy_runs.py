@@ -21,9 +21,9 @@ from strategies.planting import schedule_of
 from strategies.server_optimizers import OptimizerPolicy
 
 RUNS = Path(__file__).parents[2] / "deploy" / "runs"
-COMPARED = "module-kinds.toml"
+COMPARED = ("missing-modality.toml", "module-kinds.toml", "trained-encoder.toml")
 """Variants, not one run."""
-FILES = sorted(path.name for path in RUNS.glob("*.toml") if path.name != COMPARED)
+FILES = sorted(path.name for path in RUNS.glob("*.toml") if path.name not in COMPARED)
 
 
 def load(name: str) -> RunConfig:
@@ -43,7 +43,7 @@ def test_the_folder_holds_the_known_runs() -> None:
         "asymmetric.toml", "default.toml", "fedrep.toml", "fedsa-lora.toml",
         "personal-heads.toml", "smoke.toml",
     ]  # fmt: skip
-    assert (RUNS / COMPARED).exists()
+    assert all((RUNS / name).exists() for name in COMPARED)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -113,8 +113,15 @@ def test_personal_heads_stay_and_all_else_is_shared(name: str) -> None:
     assert shared == {Placement(Scope.CLOUD, config.tree.period)}
 
 
+@pytest.mark.parametrize("name", COMPARED)
+def test_every_variant_is_a_valid_run(name: str) -> None:
+    file = read_variants(RUNS / name)
+    for entry in variant_entries(RunConfig.load(base=file.common), file.variants, [1]):
+        assert schedule(entry.config).placements
+
+
 def test_module_kinds_are_seven_variants_of_one_federation() -> None:
-    file = read_variants(RUNS / COMPARED)
+    file = read_variants(RUNS / "module-kinds.toml")
     made = variant_entries(RunConfig.load(base=file.common), file.variants, [1])
     assert [entry.name for entry in made] == [
         "bottleneck", "lora-exact", "lora-naive", "lora-ffa", "lora-alternate", "prompts",
@@ -123,7 +130,7 @@ def test_module_kinds_are_seven_variants_of_one_federation() -> None:
     for entry in made:
         config = entry.config
         assert (config.tree.devices, config.tree.edges, config.tree.period) == (20, 5, 2)
-        assert (config.rounds, config.data.test_per_answer) == (8, 100)
+        assert (config.rounds, config.data.test_per_answer) == (6, 50)
         assert schedule(config).placements
         if entry.name.startswith("lora"):
             mixed = entry.name in ("lora-exact", "lora-naive")

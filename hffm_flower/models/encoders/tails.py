@@ -138,8 +138,8 @@ def _targets(tail: nn.Module, tuning: Tuning) -> list[str]:
     names = [n for n in sound if any(fnmatchcase(n, p) for p in tuning.targets)]
     if not names:
         raise ConfigError(
-            f"no layer matches {' '.join(tuning.targets) or 'an empty list'}; layers that can "
-            f"be targets: {', '.join(sound)}",
+            f"no layer of this encoder matches {' '.join(tuning.targets) or 'an empty list'}; "
+            f"layers that can be targets: {', '.join(sound)}",
             key="model.tune-targets",
         )
     for name in names:

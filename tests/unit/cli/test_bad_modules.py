@@ -79,6 +79,24 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         [LORA, "server.optimizer=adapter=adam:0.1"],
         ["server.optimizer", "adapter", "lora-exact", "mean"],
     ),
+    "one pattern of several that matches nothing": (
+        ["model.tune=image=lora:2", "model.tune-targets=* typo"],
+        ["model.tune-targets", "typo matches no layer"],
+    ),
+    "median of factors": (
+        [LORA, "server.rule=median"], ["server.rule", "'median'", "lora-exact", "'mean'"],
+    ),
+    "factors in different places": (
+        [LORA, "server.lora-rule=lora-alternate", "rounds=8",
+         "server.modules=adapter/*.A=edge adapter/*.B=cloud:4"],
+        ["server.modules", "adapter/fusion.4.A", "different places"],
+    ),
+    "heads first where nothing stays": (
+        ["train.head-epochs=1"], ["train.head-epochs", "no module stays", "head/*=device"],
+    ),
+    "heads first where everything stays": (
+        ["train.head-epochs=1", "method=local"], ["train.head-epochs", "every module stays"],
+    ),
     "unknown prompt": (
         ["model.prompts=foo=2"], ["model.prompts", "'foo'", "task, modality, missing"],
     ),

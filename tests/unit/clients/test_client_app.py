@@ -72,6 +72,7 @@ def test_profile(tiny: RunConfig) -> None:
         "ranks": {},
         "rank": 0,
         "experts": [],
+        "lent": 0,
     }
 
 
