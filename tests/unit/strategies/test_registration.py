@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -123,6 +124,10 @@ def edit(**values: object) -> Callable[[dict[str, Any]], object]:
         (lambda m: Message(RecordDict(), reply_to=m), "no text profile.json"),
         (answers(1, change=lambda raw: raw.pop("index")), "profile"),
         (answers(1, change=edit(tasks=["watch7"])), "profile"),
+        (answers(1, change=edit(index=math.inf)), "profile"),
+        (answers(1, change=edit(rank=math.inf)), "inf is no rank"),
+        (answers(1, change=edit(ranks={"adapter/a": -5})), "-5 is no rank; allowed: 1 to 1024"),
+        (answers(1, change=edit(experts=[1.7])), "1.7 is no expert; allowed: 0 to 1024"),
         (answers(1, change=edit(layout={"robot/x/w": "float32[1]"})), "profile"),
         (
             lambda m: Message(RecordDict({"profile": ConfigRecord({"json": "{"})}), reply_to=m),
