@@ -22,6 +22,8 @@ from tests.support.kinds import KINDS
 from tests.support.outcomes import bits, farthest
 from tests.support.played import play
 
+DRAWN = ("lora-exact", "experts", "dropout")
+"""Kinds with draws, or with decompositions, of their own."""
 RULES = {str(k.get("server__lora_rule", "lora-exact")) for k in KINDS.values()}
 
 
@@ -66,8 +68,9 @@ def test_a_tree_trains_every_kind(tiny: RunConfig, tmp_path: Path, kind: str) ->
     bounds = [r.lora_bound for r in run.rounds]
     mixed = any(is_lora(s) for s in cloud.values()) and LORA_RULES[config.server.lora_rule].mixed
     assert [bool(b) for b in bounds] == [False, mixed and "naive" not in kind] * 2
-    again = play(config.with_values(paths__state=str(tmp_path / "again")), tmp_path / "out2")
-    assert bits(again.files.cloud()) == bits(cloud)
+    if kind in DRAWN:
+        again = play(config.with_values(paths__state=str(tmp_path / "again")), tmp_path / "out2")
+        assert bits(again.files.cloud()) == bits(cloud)
 
 
 def test_devices_have_ranks_and_the_cloud_keeps_the_highest(

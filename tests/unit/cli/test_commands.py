@@ -141,10 +141,11 @@ def test_closing_table_has_every_figure() -> None:
         "mean_global_cycle": None, "per_task": {"watch7": 0.7, "easyvqa-box": 0.9},
         "mean_iou": {"easyvqa-box": 0.8}, "chance": {"watch7": 1 / 7, "easyvqa-box": 0.0},
         "uncovered": 0.25, "dropped": 3, "latency_s": 12.34, "energy_j": 56.78,
+        "synthetic": ["watch7"],
     }  # fmt: skip
     console = Console(record=True, width=120)
     console.print(closing_table({"config": {}, "summary": summary}))
     text = console.export_text()
     for part in ("0.700", "0.143", "mean IoU 0.80", "0.500", "0.600", "25.0%", "answers dropped",
-                 "12.3 s", "56.8 J"):  # fmt: skip
+                 "12.3 s", "56.8 J", "watch7 (synthetic)"):  # fmt: skip
         assert part in text

@@ -170,7 +170,7 @@ def test_targets_are_patterns_and_leave_grouped_convolutions_out() -> None:
 
 @pytest.mark.parametrize("targets", [("*depthwise*",), ("*.query", "conv"), ()])
 def test_targets_that_match_nothing_are_refused(targets: tuple[str, ...]) -> None:
-    listed = r"no layer matches .*: 0\._expand_conv, 0\._project_conv, head\.conv$"
+    listed = r"no layer of this encoder matches .*: 0\._expand_conv, 0\._project_conv, head\.conv$"
     with pytest.raises(ConfigError, match=listed) as caught:
         trained("lite0", "lora:2", targets)
     assert caught.value.key == "model.tune-targets"

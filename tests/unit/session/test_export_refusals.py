@@ -54,7 +54,7 @@ def test_one_factor_alone_is_no_adapter(tmp_path: Path) -> None:
     config = settings(**{"server__lora-rule": "lora-share-a"})
     state = {k: s for k, s in fresh(config).state().items() if not k.name.endswith(".B")}
     files = finished(config, tmp_path / "run", state)
-    with pytest.raises(OutputError, match=r"adapter/fusion.4.A.*--node edge/0"):
+    with pytest.raises(OutputError, match=r"adapter/fusion.4.A.*e.g. --node device/0"):
         export(files.root, tmp_path / "out")
 
 
