@@ -53,6 +53,7 @@ def up_and_run(folder: Path, changes: dict[str, object]) -> Path:
     return up.run
 
 
+@pytest.mark.slow
 def test_lora_of_mixed_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the user's environment asks for several threads in linear algebra."""
     monkeypatch.setitem(os.environ, "OPENBLAS_NUM_THREADS", "2")
