@@ -13,7 +13,7 @@ from clients.store import DeviceStore
 from hffm_flower.config import RunConfig
 from hffm_flower.ledger import LinkClass, Phase
 from hffm_flower.lora import is_lora, rank_of
-from hffm_flower.models.parts import FACTORS, Adapter
+from hffm_flower.models.parts import FACTORS, PROMPTS, Adapter
 from hffm_flower.modules import ModuleKind
 from hffm_flower.records import modules_of, read_state, update_of
 from strategies.lora_rules import LORA_RULES
@@ -31,6 +31,8 @@ def test_every_rule_and_every_adapter_is_among_the_kinds() -> None:
     assert set(LORA_RULES) == set(FACTORS) == RULES
     used = {str(k.get("model__adapter", "bottleneck")) for k in KINDS.values()}
     assert used == set(get_args(Adapter))
+    words = " ".join(str(k.get("model__prompts", "")) for k in KINDS.values()).split()
+    assert {word.partition("=")[0] for word in words} == set(PROMPTS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
