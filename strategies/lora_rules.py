@@ -6,6 +6,7 @@ factor are running means. All leave out what has no mass, and go in the order ad
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -77,7 +78,7 @@ class LoraRule(Protocol):
         ...
 
 
-class _Pairs:
+class _Pairs(ABC):
     """Keeps updates made of whole pairs; one alone is its own aggregate, bit by bit."""
 
     summable: ClassVar[bool] = False
@@ -133,8 +134,9 @@ class _Pairs:
             {k: {n: a.copy() for n, a in s.items()} for k, s in means.items()}, mass
         )
 
+    @abstractmethod
     def _mean(self, key: ModuleKey, shares: Sequence[tuple[float, ModuleState]]) -> ModuleState:
-        raise NotImplementedError
+        """Aggregate of one module, from the nodes' shares of its mass."""
 
 
 class LoraExact(_Pairs):

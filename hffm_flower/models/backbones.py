@@ -6,7 +6,7 @@ Shape suffixes: B batch, T tokens, D width, H heads. Token 0 is the pooling toke
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal, Protocol, cast
 
 import torch
@@ -40,13 +40,8 @@ class Backbone(Protocol):
     projections: ClassVar[Mapping[str, tuple[int, int]]]
 
     @staticmethod
-    def module_keys() -> tuple[ModuleKey, ...]:
-        """Trainable layers, in order; a backbone has these, or frozen ones."""
-        ...
-
-    @staticmethod
-    def make_module() -> nn.Module:
-        """One trainable layer with its initial values drawn."""
+    def blocks() -> Mapping[ModuleKey, Callable[[], nn.Module]]:
+        """Trainable layers, in order -> draws its initial values; or it has frozen ones."""
         ...
 
     @staticmethod
@@ -165,14 +160,9 @@ class MiniLMFusion:
     }
 
     @staticmethod
-    def module_keys() -> tuple[ModuleKey, ...]:
+    def blocks() -> Mapping[ModuleKey, Callable[[], nn.Module]]:
         """None: its layers are frozen."""
-        return ()
-
-    @staticmethod
-    def make_module() -> nn.Module:
-        """There is none."""
-        raise NotImplementedError("minilm-fusion has no trainable layers")
+        return {}
 
     @staticmethod
     def load_frozen(weights: Weights, seed: int) -> nn.Module:
@@ -240,19 +230,13 @@ class SmallFusion:
     native_streams: ClassVar[tuple[str, ...]] = ()
     layers: ClassVar[tuple[str, ...]] = ()
     projections: ClassVar[Mapping[str, tuple[int, int]]] = {}
-    blocks: ClassVar[int] = 2
+    depth: ClassVar[int] = 2
 
     @staticmethod
-    def module_keys() -> tuple[ModuleKey, ...]:
+    def blocks() -> Mapping[ModuleKey, Callable[[], nn.Module]]:
         """``backbone/block.0`` and ``backbone/block.1``."""
-        return tuple(
-            ModuleKey(ModuleKind.BACKBONE, f"block.{i}") for i in range(SmallFusion.blocks)
-        )
-
-    @staticmethod
-    def make_module() -> nn.Module:
-        """One block."""
-        return PreNormBlock(SmallFusion.width, heads=4)
+        keys = (ModuleKey(ModuleKind.BACKBONE, f"block.{i}") for i in range(SmallFusion.depth))
+        return {key: lambda: PreNormBlock(SmallFusion.width, heads=4) for key in keys}
 
     @staticmethod
     def load_frozen(weights: Weights, seed: int) -> nn.Module:

@@ -60,7 +60,7 @@ def _draw(
     made: nn.Module
     match key.kind:
         case ModuleKind.BACKBONE | ModuleKind.ADAPTER:
-            made = _layer(spec, rank)
+            made = _layer(key, spec, rank)
         case ModuleKind.EXPERT:
             made = ExpertModule(BACKBONES[spec.backbone].layers, width, spec.adapter_rank)
         case ModuleKind.ENCODER:
@@ -78,11 +78,11 @@ def _draw(
     return made
 
 
-def _layer(spec: ModelSpec, rank: int) -> nn.Module:
+def _layer(key: ModuleKey, spec: ModelSpec, rank: int) -> nn.Module:
     """What is trained in one layer of the backbone."""
     family, lora = BACKBONES[spec.backbone], spec.lora
     if not family.layers:
-        return family.make_module()
+        return family.blocks()[key]()
     if spec.adapter != "lora":
         return LayerAdapters(family.width, spec.adapter_rank)
     projections = {n: family.projections[n] for n in lora.chosen(spec.backbone)}

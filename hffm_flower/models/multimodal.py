@@ -165,7 +165,7 @@ class MultimodalModel(nn.Module):
         """What is trained in each layer of the backbone."""
         family, spec = self.family, self.spec
         if not family.layers:
-            return [self.part(key) for key in family.module_keys()]
+            return [self.part(key) for key in family.blocks()]
         if spec.adapter == "none":
             return [Untuned() for _ in family.layers]
         if spec.adapter == "experts":

@@ -210,7 +210,7 @@ def adapter_keys(spec: ModelSpec, experts: Collection[int] | None = None) -> lis
     """Modules of the backbone, in the order of its layers; of experts those in ``experts``."""
     family = BACKBONES[spec.backbone]
     if not family.layers:
-        return list(family.module_keys())
+        return list(family.blocks())
     if spec.adapter == "experts":
         held = range(spec.experts) if experts is None else sorted(experts)
         return [ModuleKey(ModuleKind.EXPERT, str(j)) for j in held]

@@ -7,7 +7,7 @@ example follows from (task, seed, split, position), and all of its inputs tell i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -51,14 +51,9 @@ class TinyFusion:
     loaded: ClassVar[list[tuple[str, int]]] = []
 
     @staticmethod
-    def module_keys() -> tuple[ModuleKey, ...]:
+    def blocks() -> Mapping[ModuleKey, Callable[[], nn.Module]]:
         """None."""
-        return ()
-
-    @staticmethod
-    def make_module() -> nn.Module:
-        """There is none."""
-        raise NotImplementedError
+        return {}
 
     @staticmethod
     def load_frozen(weights: Weights, seed: int) -> nn.Module:

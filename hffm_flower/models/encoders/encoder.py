@@ -9,6 +9,7 @@ Shapes: N items, T tokens, D width.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal, Protocol, Self
@@ -62,7 +63,7 @@ class Tokens:
         return Tokens(self.values[at], self.mask[at])
 
 
-class Tail(nn.Module):
+class Tail(nn.Module, ABC):
     """The blocks behind an encoder's cut: a copy, frozen until `trained_tail` frees it.
 
     It stays in evaluation mode whatever `train` is told: statistics of BatchNorm are those
@@ -97,9 +98,9 @@ class Tail(nn.Module):
             raise ValueError(f"stream {stream!r} does not pass through this tail; {passing} do")
         return self.run(stream, tokens)
 
+    @abstractmethod
     def run(self, stream: str, tokens: Tokens) -> Tokens:
         """As `forward`, for a stream that does pass."""
-        raise NotImplementedError
 
 
 class Encoder(Protocol):

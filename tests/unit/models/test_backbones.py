@@ -26,7 +26,7 @@ RANK = 4
 def trained(name: str, *, moved: bool = False) -> list[nn.Module]:
     torch.manual_seed(5)
     family = BACKBONES[name]
-    modules: list[nn.Module] = [family.make_module() for _ in family.module_keys()]
+    modules: list[nn.Module] = [make() for make in family.blocks().values()]
     modules += [LayerAdapters(family.width, RANK) for _ in family.layers]
     if moved:
         for module in modules:
@@ -106,8 +106,8 @@ def test_laws_of_every_backbone(name: str, weights: Weights) -> None:
     modules = trained(name, moved=True)
     assert not any(p.requires_grad for p in frozen.parameters())
     assert all(p.requires_grad for m in modules for p in m.parameters())
-    assert len(modules) == len({*family.module_keys(), *family.layers})
-    assert bool(family.layers) == bool(family.projections) != bool(family.module_keys())
+    assert len(modules) == len({*family.blocks(), *family.layers})
+    assert bool(family.layers) == bool(family.projections) != bool(family.blocks())
     x, mask = tokens(family.width)
     x.requires_grad_()
     pooled, fused = family.fuse(frozen, modules, x, mask)

@@ -67,7 +67,7 @@ def test_a_device_holds_exactly_what_its_task_needs(
 ) -> None:
     model = build(backbone, [task], modalities)
     family = BACKBONES[backbone]
-    expected = {f"head/{task}", *map(str, family.module_keys())}
+    expected = {f"head/{task}", *map(str, family.blocks())}
     expected |= {f"adapter/{layer}" for layer in family.layers}
     for modality, stream in TASKS[task].inputs.items():
         if modality in modalities and stream not in family.native_streams:
