@@ -104,11 +104,18 @@ def equipped(
     clusters = [[place[k] for k in c if k in place] for c in groups_of(config, plant(config))]
     edge_mib = config.tree.edge_memory_mib or math.inf
     fit = fitness(profiles, spec, config.data.tasks)
-    held = assign(
+    placed = assign(
         fit[busy], np.full(spec.experts, size), memories[busy], clusters,
         np.full(len(clusters), edge_mib), min(config.model.expert_copies, len(busy)),
         config.model.experts_held, names=busy,
-    ).held  # fmt: skip
+    )  # fmt: skip
+    if not placed.proven:  # another machine might have found another one
+        raise ConfigError(
+            f"no best placement of {spec.experts} experts on {len(busy)} devices was placed in "
+            "time; fewer experts, or fewer different budgets in tree.memory-mib, are easier",
+            key="model.experts",
+        )
+    held = placed.held
     return tuple(
         dataclasses.replace(p, experts=held[place[p.index]], lent=lent * int(lends[p.index]))
         if p.index in place else p

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 
+from clients import equipment
 from clients.equipment import expert_mib, lora_mib, memories_mib
 from clients.resident import all_profiles
 from clients.spec import model_spec
+from hffm_flower.assignment import Assignment, assign
 from hffm_flower.config import RunConfig
+from hffm_flower.errors import ConfigError
 from tests.support.kinds import KINDS
 
 
@@ -26,6 +32,17 @@ def test_experts_are_lent_only_where_there_is_room(tiny: RunConfig) -> None:
             assert profile.experts
     held = {j for profile in all_profiles(config) for j in profile.experts}
     assert held == {0, 1, 2}
+
+
+def test_a_placement_that_may_differ_elsewhere_is_refused(
+    tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hurried(*args: Any, **kwargs: Any) -> Assignment:
+        return dataclasses.replace(assign(*args, **kwargs), proven=False)
+
+    monkeypatch.setattr(equipment, "assign", hurried)
+    with pytest.raises(ConfigError, match="no best placement of 3 experts on 5 devices"):
+        all_profiles(tiny.with_values(**KINDS["experts"]))
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
