@@ -111,7 +111,7 @@ def equipped(
     )  # fmt: skip
     if not placed.proven:  # another machine might have found another one
         raise ConfigError(
-            f"no best placement of {spec.experts} experts on {len(busy)} devices was placed in "
+            f"no best placement of {spec.experts} experts on {len(busy)} devices was found in "
             "time; fewer experts, or fewer different budgets in tree.memory-mib, are easier",
             key="model.experts",
         )
