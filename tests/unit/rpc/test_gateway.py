@@ -123,6 +123,7 @@ def test_who_has_given_up_is_not_played() -> None:
     with edge.gateway, ThreadPoolExecutor(1) as pool:
         with pytest.raises(ProtocolError, match="DEADLINE_EXCEEDED"):
             edge.ask(question("late"), deadline_s=0.3)
+        time.sleep(1.0)  # the server hears of it a moment after the caller
         serving = pool.submit(
             edge.gateway.serve, edge.answer, last=LAST, stop=edge.stop, silence_s=20.0
         )
