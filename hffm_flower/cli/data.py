@@ -35,7 +35,8 @@ def data_command(
         show_own(chosen, own, console)
         return
     with console.status("drawing the partition"):
-        from hffm_flower.session.plots import check_picture, draw_data
+        from hffm_flower.session.pictures import check_picture
+        from hffm_flower.session.plots import draw_data
         from hffm_flower.session.preflight import check
 
         check_picture(plot)

@@ -33,16 +33,19 @@ def topology_command(
     channel: Annotated[
         str, typer.Option(help="rayleigh, rician, log-distance, uma or umi.")
     ] = "rayleigh",
-    tx_power_mw: Annotated[float, typer.Option(help="Power of a device, in mW.")] = 200.0,
-    bandwidth_khz: Annotated[float, typer.Option(help="Band of a cell, of a D2D link.")] = 1000.0,
+    tx_power_mw: Annotated[float, typer.Option(max=1e9, help="Power of a device, in mW.")] = 200.0,
+    bandwidth_khz: Annotated[
+        float, typer.Option(min=1e-3, max=1e9, help="Band of a cell, of a D2D link, in kHz.")
+    ] = 1000.0,
     plot: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("topology.png"),
 ) -> None:
     """Draw servers, clusters, links by rate, heads and relay trees, as a PNG."""
     console = Console()
-    from hffm_flower.errors import ConfigError
     from hffm_flower.placement import Site, place
+    from hffm_flower.session.pictures import check_picture
     from hffm_flower.wireless.scene import Radio, survey
 
+    check_picture(plot)
     if coordinates is not None:
         placement = "coordinates"
     radio = Radio(
@@ -53,8 +56,6 @@ def topology_command(
         place(placement, site, seed), radio=radio, seed=seed, associate=associate, links=links,
         reach=reach,
     )  # fmt: skip
-    if plot.suffix != ".png":
-        raise ConfigError(f"--plot {str(plot)!r} is not a .png file")
     with console.status("drawing"):
         from hffm_flower.session.topology_plot import draw_topology
 

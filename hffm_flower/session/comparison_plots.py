@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from hffm_flower.runfiles import RunFiles
+from hffm_flower.session.pictures import save_picture
 
 COLOURS: Mapping[str, str] = {
     "local": "#8c8c8c", "star": "#b5342a", "edge-only": "#d1762b", "central": "#222222",
@@ -63,7 +64,7 @@ def _draw_accuracy(
     axes[0].set(ylabel="mean accuracy, IID test")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    _save(figure, path)
+    save_picture(figure, path)
 
 
 def _curve(files: RunFiles) -> tuple[list[float], ...]:
@@ -72,8 +73,10 @@ def _curve(files: RunFiles) -> tuple[list[float], ...]:
     rounds, summary = result["rounds"], result["summary"]
     assert isinstance(rounds, list)
     assert isinstance(summary, Mapping)
-    seconds = list(accumulate(r["latency_s"] for r in rounds))
-    joules = list(accumulate(r["energy_j"] for r in rounds))
+    seconds, joules = (
+        list(accumulate(math.inf if r[cost] is None else r[cost] for r in rounds))
+        for cost in ("latency_s", "energy_j")
+    )
     points = [
         (float(r["t"]), s, j, float(r["mean_global"][summary["tier"]]))
         for r, s, j in zip(rounds, seconds, joules, strict=True)
@@ -102,11 +105,4 @@ def _draw_costs(rows: Sequence[Mapping[str, Any]], colour: Mapping[str, str], pa
         each.margins(x=0.12)
         each.invert_yaxis()
         each.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-    part = path.with_suffix(".part.png")
-    figure.savefig(part, dpi=110)
-    plt.close(figure)
-    part.replace(path)
+    save_picture(figure, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from matplotlib.lines import Line2D
 
 from clients.resident import label_counts
 from hffm_flower.config import RunConfig
-from hffm_flower.errors import OutputError
 from hffm_flower.report import Score, accuracy
 from hffm_flower.result import means, task_facts
 from hffm_flower.runfiles import RunFiles
+from hffm_flower.session.pictures import save_picture
 from hffm_flower.session.preflight import Plan, check
 
 TIER_COLOURS: Mapping[str, str] = {"cloud": "#1f4e79", "edge": "#d1762b", "device": "#5b8c5a"}
@@ -65,7 +64,7 @@ def draw_curves(files: RunFiles, plan: Plan | None = None) -> Path:
         f"{config.method}: {config.tree.devices} devices, {len(plan.groups)} clusters, "
         f"{config.model.backbone}, seed {config.seed}", fontsize=10,
     )  # fmt: skip
-    return _save(figure, files.root / "curves.png")
+    return save_picture(figure, files.root / "curves.png")
 
 
 def draw_data(config: RunConfig, plan: Plan, path: Path) -> Path:
@@ -95,7 +94,7 @@ def draw_data(config: RunConfig, plan: Plan, path: Path) -> Path:
     rows[-1].set_xlabel("device (bars: training examples, coloured by answer)")
     for axes in rows:
         axes.spines[["top", "right"]].set_visible(False)
-    return _save(figure, path)
+    return save_picture(figure, path)
 
 
 def _draw_tree(axes: Any, config: RunConfig, plan: Plan) -> None:
@@ -135,29 +134,3 @@ def _flat(files: RunFiles) -> Mapping[str, object]:
     flat = files.result()["config"]
     assert isinstance(flat, Mapping)
     return flat
-
-
-def check_picture(path: Path) -> Path:
-    """Refuse a path that no PNG can be written to.
-
-    Raises:
-        OutputError: It is no ``.png``, is a folder, or its folder cannot be written.
-    """
-    if path.suffix.lower() != ".png":
-        raise OutputError(f"a picture is written as .png, not to {str(path)!r}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir() or not os.access(path.parent, os.W_OK):
-            raise OutputError(f"{str(path)!r} cannot be written")
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{str(path)!r} cannot be written: {error}") from error
-    return path
-
-
-def _save(figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part.png")
-    figure.savefig(part, dpi=110)
-    plt.close(figure)
-    part.replace(path)
-    return path

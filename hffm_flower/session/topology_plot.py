@@ -15,6 +15,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm
 from matplotlib.lines import Line2D
 
+from hffm_flower.session.pictures import save_picture
 from hffm_flower.wireless.scene import Scene
 
 EDGE, HEAD = "#d1762b", "#1f4e79"
@@ -54,9 +55,8 @@ def draw_topology(scene: Scene, title: str, path: Path) -> Path:
     figure.colorbar(up, ax=axes, label="rate [Mbit/s] (D2D: the slower direction)", shrink=0.8)
     axes.set(title=title, xlabel="x [m]", ylabel="y [m]", aspect="equal")
     axes.margins(0.04)
-    axes.legend(handles=_legend(), fontsize=8, frameon=False, loc="upper left",
-                bbox_to_anchor=(0, -0.07), ncols=3)  # fmt: skip
-    return _save(figure, path)
+    figure.legend(handles=_legend(), fontsize=8, frameon=False, loc="outside lower left", ncols=3)
+    return save_picture(figure, path)
 
 
 def _limits(rates: Any) -> tuple[float, float]:
@@ -83,12 +83,3 @@ def _legend() -> list[Line2D]:
         Line2D([], [], color="#35b779", lw=4.5, label="D2D link"),
         Line2D([], [], color="0.2", marker=">", lw=0.9, label="relay tree, towards the head"),
     ]
-
-
-def _save(figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part.png")
-    figure.savefig(part, dpi=110)
-    plt.close(figure)
-    part.replace(path)
-    return path

@@ -107,8 +107,15 @@ def write_bad_draws() -> None:
     runs = json.loads(ORACLE.read_text(encoding="utf-8"))["runs"][:1]
     runs[0]["aggregators"]["0"] = 39
     Path("head.json").write_text(json.dumps({"runs": runs}), encoding="utf-8")
+    runs = json.loads(ORACLE.read_text(encoding="utf-8"))["runs"][:1]
+    runs[0]["user_positions_m"][1] = runs[0]["user_positions_m"][0]
+    Path("one-place.json").write_text(json.dumps({"runs": runs}), encoding="utf-8")
+    runs[0]["user_positions_m"][1] = [10**400, 0]
+    Path("far.json").write_text(json.dumps({"runs": runs}), encoding="utf-8")
+    Path("deep.json").write_text("[" * 100_000, encoding="utf-8")
+    Path("folder.png").mkdir()
     Path("points.csv").write_text("kind,x_m\nedge,0\n", encoding="utf-8")
-    Path("nan.csv").write_text("kind,x_m,y_m\nedge,0,nan\n", encoding="utf-8")
+    Path("nan.csv").write_text("kind,x_m,y_m\n\n\nedge,0,nan\n", encoding="utf-8")
 
 
 BAD = {
@@ -122,6 +129,13 @@ BAD = {
         ["network", "--draws", "head.json"],
         ["head.json, runs[0]", "head 39 is not in its cluster 0: [0, 1, 2, 3]"],
     ),
+    "two in one place": (["network", "--draws", "one-place.json"], ["runs[0]", "distance_m = 0"]),
+    "far away": (["network", "--draws", "far.json"], ["user_positions_m[1]", "at most 1e+12"]),
+    "nested": (["network", "--draws", "deep.json"], ["deep.json"]),
+    "no cost": (["network", "--set", "exponent=1000"], ["seeds 1..20, runs[0]: a cost is inf s"]),
+    "half a round": (["network", "--set", "edge-only-rounds=0.5"], ["must be >= 1"]),
+    "picture of a folder": (["topology", "--plot", "folder.png"], ["'folder.png' cannot be"]),
+    "long name": (["topology", "--plot", f"{'a' * 300}.png"], ["longer than 200 bytes"]),
     "draws and seeds": (["network", "--draws", "x", "--seeds", "3"], ["leave out --seeds"]),
     "no seed": (["network", "--seeds", "0"], ["--seeds 0", "at least 1"]),
     "negative power": (
@@ -133,11 +147,11 @@ BAD = {
     "unknown placement": (["topology", "--placement", "grid"], ["'grid'", "case-study, uniform"]),
     "unknown channel": (["topology", "--channel", "rice"], ["'rice'", "rayleigh, rician"]),
     "negative power of a device": (["topology", "--tx-power-mw", "-1"], ["tx_power_w = -0.001"]),
-    "a band of nothing": (["topology", "--bandwidth-khz", "0"], ["bandwidth_hz = 0"]),
+    "a band of nothing": (["topology", "--bandwidth-khz", "0"], ["--bandwidth-khz", "0.001<=x"]),
     "missing column": (["topology", "--coordinates", "points.csv"], ["no column y_m"]),
-    "NaN": (["topology", "--coordinates", "nan.csv"], ["nan.csv, line 2", "'nan'"]),
+    "NaN": (["topology", "--coordinates", "nan.csv"], ["nan.csv, line 4", "'nan'"]),
     "more edges than devices": (["topology", "--edges", "50"], ["50 edges and 40 devices"]),
-    "another format": (["topology", "--plot", "a.jpg"], ["'a.jpg' is not a .png file"]),
+    "another format": (["topology", "--plot", "a.jpg"], ["written as .png, not to 'a.jpg'"]),
 }
 
 
