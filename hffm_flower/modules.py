@@ -9,10 +9,11 @@ closed under `merge`: a hierarchy of merges equals one flat merge.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,10 +103,18 @@ class ModularUpdate:
         return ModularUpdate({k: self.state[k] for k in kept}, {k: self.mass[k] for k in kept})
 
 
+FAR: Final = 60
+"""Binary digits by which a mass may be above a module's first one before sums are scaled anew."""
+LEAST: Final = -300
+"""Scaling by two to this power leaves nothing of a float32."""
+
+
 class Merger:
     """Running merge: memory of one model, however many updates are added.
 
-    Sums are kept in float32 and masses in float64. A module with mass 0 is never mixed
+    Sums are kept in float32 and masses in float64. Products are taken with masses in powers of
+    two of the module's first one: this changes no bit of a mean, and neither masses spread thin
+    by many rounds of gossip nor large ones leave float32. A module with mass 0 is never mixed
     in; it is absent from the result, so that its owner keeps the one it has.
     """
 
@@ -114,6 +123,7 @@ class Merger:
     def __init__(self) -> None:
         self._sums: dict[ModuleKey, dict[str, Tensor]] = {}
         self._mass: dict[ModuleKey, float] = {}
+        self._power: dict[ModuleKey, int] = {}
 
     def check(self, update: ModularUpdate) -> None:
         """Refuse what `add` cannot mix in.
@@ -128,7 +138,7 @@ class Merger:
         """Mix in ``update``; it is checked whole before anything of it is added."""
         self.check(update)
         for key in update.live():
-            mass = np.float32(update.mass[key])
+            mass = self._weight(key, update.mass[key])
             into = self._sums.get(key)
             if into is None:
                 self._sums[key] = {n: mass * a for n, a in update.state[key].items()}
@@ -137,10 +147,20 @@ class Merger:
                     into[name] += mass * array
             self._mass[key] = self._mass.get(key, 0.0) + float(update.mass[key])
 
+    def _weight(self, key: ModuleKey, mass: float) -> np.float32:
+        """``mass`` in the module's power of two, which grows with a far larger mass."""
+        own = math.frexp(mass)[1]
+        power = self._power.setdefault(key, own)
+        if own > power + FAR:
+            for array in self._sums[key].values():
+                np.ldexp(array, max(power - own, LEAST), out=array)
+            power = self._power[key] = own
+        return np.float32(math.ldexp(mass, -power))
+
     def result(self) -> ModularUpdate:
         """Means and masses of all that was added."""
         means = {
-            k: {n: a / np.float32(self._mass[k]) for n, a in s.items()}
+            k: {n: a / self._weight(k, self._mass[k]) for n, a in s.items()}
             for k, s in self._sums.items()
         }
         return ModularUpdate(means, dict(self._mass))

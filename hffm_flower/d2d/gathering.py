@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Final
 
 from hffm_flower.d2d.parcel import Parcel
 from hffm_flower.d2d.plan import PeerStep
 from hffm_flower.modules import Merger, ModularUpdate, ModuleKey
-
-HEADROOM: Final = 16
-"""Binary digits by which the first mass is taken smaller: later ones may be 2**130 times it."""
 
 
 class Gathering:
@@ -68,17 +63,12 @@ class Gathering:
 
 
 class _Sum:
-    """`join`, one parcel at a time: masses in powers of two of a module's first one.
-
-    `join` takes the largest one, which is not known here; no bit of a mean depends on it while
-    all products fit in float32.
-    """
+    """`join`, one parcel at a time."""
 
     def __init__(self) -> None:
         self._first: Parcel | None = None
         self._count = 0
         self._merger = Merger()
-        self._power: dict[ModuleKey, int] = {}
         self._behind: dict[ModuleKey, dict[int, float]] = {}
         self._intact = True
 
@@ -98,18 +88,13 @@ class _Sum:
     def result(self) -> Parcel:
         if self._first is not None:
             return dataclasses.replace(self._first, intact=self._intact)
-        merged = self._merger.result()
-        mass = {k: math.ldexp(n, self._power[k]) for k, n in merged.mass.items()}
-        behind = {k: dict(sorted(self._behind[k].items())) for k in mass}
-        return Parcel(ModularUpdate(merged.state, mass), behind, self._intact)
+        update = self._merger.result()
+        behind = {k: dict(sorted(self._behind[k].items())) for k in update.state}
+        return Parcel(update, behind, self._intact)
 
     def _mix(self, parcel: Parcel) -> None:
-        mass = parcel.update.mass
         for key, devices in parcel.behind.items():
-            if mass[key] > 0.0:
-                self._power.setdefault(key, math.frexp(mass[key])[1] + HEADROOM)
             into = self._behind.setdefault(key, {})
             for device, n in devices.items():
                 into[device] = into.get(device, 0.0) + n
-        near_one = {k: math.ldexp(n, -self._power.get(k, 0)) for k, n in mass.items()}
-        self._merger.add(ModularUpdate(parcel.update.state, near_one))
+        self._merger.add(parcel.update)

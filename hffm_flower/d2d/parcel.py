@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -47,9 +46,7 @@ class Parcel:
 def join(parcels: Sequence[Parcel]) -> Parcel:
     """Merge parcels in the order given; who is behind them is added up.
 
-    One alone keeps its bits; those without modules only tell whether all are intact. Masses
-    are taken in powers of two of the module's largest one: this changes no bit of a mean, and
-    masses spread thin by many rounds of gossip do not vanish in float32.
+    One alone keeps its bits; those without modules only tell whether all are intact.
 
     Raises:
         ModuleError: They disagree on a module's tensors.
@@ -58,24 +55,11 @@ def join(parcels: Sequence[Parcel]) -> Parcel:
     full = [p for p in parcels if p.update.state]
     if len(full) == 1:
         return dataclasses.replace(full[0], intact=intact)
-    largest: dict[ModuleKey, float] = {}
     behind: dict[ModuleKey, dict[int, float]] = {}
     for parcel in full:
         for key, devices in parcel.behind.items():
-            largest[key] = max(largest.get(key, 0.0), parcel.update.mass[key])
             into = behind.setdefault(key, {})
             for device, part in devices.items():
                 into[device] = into.get(device, 0.0) + part
-    power = {k: math.frexp(most)[1] for k, most in largest.items()}
-    near_one = merge(
-        ModularUpdate(
-            p.update.state, {k: math.ldexp(n, -power[k]) for k, n in p.update.mass.items()}
-        )
-        for p in full
-    )
-    mass = {k: math.ldexp(n, power[k]) for k, n in near_one.mass.items()}
-    return Parcel(
-        ModularUpdate(near_one.state, mass),
-        {k: dict(sorted(behind[k].items())) for k in mass},
-        intact,
-    )
+    update = merge(p.update for p in full)
+    return Parcel(update, {k: dict(sorted(behind[k].items())) for k in update.state}, intact)

@@ -56,3 +56,19 @@ def test_only_and_scaled() -> None:
     assert merge([update.scaled(0)]).state == {}
     with pytest.raises(ModuleError, match="not negative"):
         update.scaled(-1)
+
+
+@pytest.mark.parametrize("masses", [(1e300, 1.0, 1e-300), (1e-300, 1.0, 1e300), (1e-300,) * 3])
+def test_masses_may_be_far_apart_and_far_from_one(masses: tuple[float, ...]) -> None:
+    values = (2.0, 3.0, 4.0)
+    updates = [ModularUpdate.of({A: module(v)}, n) for v, n in zip(values, masses, strict=True)]
+    merged = merge(updates)
+    expected = sum(v * (n / max(masses)) for v, n in zip(values, masses, strict=True))
+    expected /= sum(n / max(masses) for n in masses)
+    assert merged.state[A]["w"].tolist() == pytest.approx([expected], rel=1e-6)
+    assert merged.mass[A] == pytest.approx(sum(masses))
+
+
+def test_large_masses_keep_large_values_finite() -> None:
+    merged = merge([ModularUpdate.of({A: module(1e33)}, 1e6) for _ in range(3)])
+    assert merged.state[A]["w"].tolist() == pytest.approx([1e33], rel=1e-6)
