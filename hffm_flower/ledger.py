@@ -17,6 +17,7 @@ from hffm_flower.errors import ConfigError
 CLOUD: Final = "cloud"
 EDGE: Final = "edge"
 DEVICE: Final = "device"
+LONGEST_INDEX: Final = 20
 
 
 class LinkClass(StrEnum):
@@ -126,7 +127,7 @@ def node_of(address: str) -> tuple[str, int]:
     kind, _, index = address.partition("/")
     if (
         kind not in (EDGE, DEVICE)
-        or not (index.isascii() and index.isdigit())
+        or not (index.isascii() and index.isdigit() and len(index) < LONGEST_INDEX)
         or (index != str(int(index)))
     ):
         raise ConfigError(
@@ -178,13 +179,18 @@ class Ledger:
     def take(self, t: int) -> tuple[Transfer, ...]:
         """Remove and return the rows of round ``t``.
 
-        They come in the order phase, step, sender, receiver (by index, not by spelling);
-        rows equal in all four, in the order in which they were added.
+        They come in the order phase, step, sender, receiver (by index, not by spelling), weight;
+        rows equal in all, in the order in which they were added.
         """
         with self._lock:
             taken = [row for row in self._rows if row.t == t]
             self._rows = [row for row in self._rows if row.t != t]
-        return tuple(sorted(taken, key=lambda r: (r.order, node_of(r.src), node_of(r.dst))))
+        return tuple(
+            sorted(
+                taken,
+                key=lambda r: (r.order, node_of(r.src), node_of(r.dst), r.header_bytes, r.sizes),
+            )
+        )
 
     @property
     def rows(self) -> tuple[Transfer, ...]:

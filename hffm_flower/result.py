@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -81,8 +82,8 @@ def build(
                 "devices": len(r.devices),
                 "dropped": len(r.dropped),
                 "seconds": r.seconds,
-                "latency_s": r.latency_s,
-                "energy_j": r.energy_j,
+                "latency_s": finite(r.latency_s),
+                "energy_j": finite(r.energy_j),
                 "bytes": {link: amount[0] for link, amount in r.traffic.items()},
                 "mean_global": means(r, tasks),
             }
@@ -91,6 +92,11 @@ def build(
         "summary": summarise(reports, tasks, cycle=cycle) if tasks else {},
         **(notes or {}),
     }
+
+
+def finite(cost: float) -> float | None:
+    """``cost`` for JSON; nothing where a link of rate 0 made it infinite."""
+    return cost if math.isfinite(cost) else None
 
 
 def versions() -> dict[str, str]:
@@ -153,8 +159,8 @@ def summarise(
         "uncovered": 1.0 - covered / expected if expected else 1.0,
         "dropped": sum(len(r.dropped) for r in reports),
         "void": sum(len(r.void) for r in reports),
-        "latency_s": sum(r.latency_s for r in reports) / max(1, len(reports)),
-        "energy_j": sum(r.energy_j for r in reports) / max(1, len(reports)),
+        "latency_s": finite(sum(r.latency_s for r in reports) / max(1, len(reports))),
+        "energy_j": finite(sum(r.energy_j for r in reports) / max(1, len(reports))),
         "bytes": {link: sum(r.bytes_over(link) for r in reports) for link in LinkClass},
         "kind_bytes": {kind: sum(r.kinds.get(kind, 0) for r in reports) for kind in ModuleKind},
         "header_bytes": {

@@ -7,6 +7,7 @@ ledger.jsonl           every message of the run: one line per edge round, see `l
 model.safetensors      cloud modules, tensors named kind/name/tensor
 edges/E.safetensors    state of edge E after the last edge round, before the cloud's exchange
 devices/K.safetensors  modules that never leave device K (none for most methods)
+run.log                what the processes of the run, or of the comparison it is part of, logged
 .handed-in             a run was handed in; its ServerApp takes this away as it begins
 ```
 """
@@ -33,6 +34,7 @@ RESULT = "result.json"
 ROUNDS = "rounds.jsonl"
 LEDGER = "ledger.jsonl"
 MODEL = "model.safetensors"
+LOG = "run.log"
 HANDED_IN = ".handed-in"
 """Keeps the place of a run that its ServerApp has not begun."""
 
@@ -72,7 +74,7 @@ class RunFiles:
         files._make()
         files._lock()
         try:
-            files._begin(HANDED_IN)
+            files._begin(HANDED_IN, LOG)
         except OutputError:
             files.release()
             raise

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
-import math
 import shutil
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from hffm_flower.errors import ConfigError, HffmError, OutputError
 from hffm_flower.ledger import LinkClass
 from hffm_flower.modules import ModuleKind
 from hffm_flower.result import versions
-from hffm_flower.runfiles import RunFiles
+from hffm_flower.runfiles import LOG, RunFiles
 from hffm_flower.session.comparison_plots import draw_comparison
 from hffm_flower.session.entries import DEFAULT, Entry, entries
 from hffm_flower.session.preflight import Plan, check
@@ -26,7 +26,6 @@ from hffm_flower.session.run import finish, settled
 from hffm_flower.session.variants import Variants, variant_entries
 from hffm_flower.session.worker import Show, work
 
-LOG = "run.log"
 FIGURES = ("accuracy", "accuracy_cycle", "latency_s", "energy_j")
 BYTES = {
     "bytes": tuple(map(str, LinkClass)),
@@ -151,6 +150,8 @@ def execute(planned: Sequence[Planned], root: Path, show: Show) -> Comparison:
     for run, config in zip(planned, configs, strict=True):
         if not run.files.rounds() and not run.files.has_result():
             shutil.rmtree(run.files.root, ignore_errors=True)  # it was never begun
+            with contextlib.suppress(OSError):  # other seeds may be there
+                run.files.root.parent.rmdir()
             continue
         ended = run.files.has_result() and run.files.result()["status"] == "finished"
         finish(config, run.plan, run.files, None if ended else failure)
@@ -197,15 +198,10 @@ def _figures(run: Planned) -> dict[str, Any]:
     return {
         "accuracy": summary["mean_global"],
         "accuracy_cycle": summary["mean_global_cycle"],
-        "latency_s": None if free else _finite(summary["latency_s"]),
-        "energy_j": None if free else _finite(summary["energy_j"]),
+        "latency_s": None if free else summary["latency_s"],
+        "energy_j": None if free else summary["energy_j"],
         **{each: {k: v / rounds for k, v in summary[each].items()} for each in BYTES},
     }
-
-
-def _finite(value: float) -> float | None:
-    """``value``, or nothing where a link of rate 0 made it infinite."""
-    return value if math.isfinite(value) else None
 
 
 def write_tables(root: Path, rows: Sequence[Mapping[str, Any]], runs: Sequence[Entry]) -> None:

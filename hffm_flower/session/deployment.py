@@ -15,7 +15,7 @@ from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError, HffmError
 from hffm_flower.report import RoundReport, TaskFacts
 from hffm_flower.result import means, task_facts
-from hffm_flower.runfiles import RunFiles
+from hffm_flower.runfiles import LOG, RunFiles
 from hffm_flower.schedule import METHODS
 from hffm_flower.session.bundle import Flwr
 from hffm_flower.session.local_roles import Kind, local_roles
@@ -64,7 +64,7 @@ def up(config: RunConfig, plan: Plan, files: RunFiles, show: Show, kind: Kind) -
         HffmError: The run ended early; its folder holds what was finished, and says why.
     """
     config = settled(config, files)
-    with _logged(files.root / "run.log"):
+    with _logged(files.root / LOG):
         try:
             with Processes(files.root / "logs") as processes:
                 tree = Tree(config, plan, files, processes, kind)

@@ -24,6 +24,7 @@ import psutil
 
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError, HffmError, Interrupted
+from hffm_flower.runfiles import LOG
 from hffm_flower.session.bundle import ONE_THREAD
 
 CHILD = "hffm_flower.session.child"
@@ -62,8 +63,9 @@ def work(configs: Sequence[RunConfig], root: Path, show: Show) -> None:
         raise failure
     if code != 0:
         raise HffmError(
-            f"the run's process ended with code {code} (is there enough memory?); "
-            f"its log: {root / 'run.log'}"
+            f"the run's process ended with code {code}, or a process of Ray was lost (is there "
+            f"enough memory? was one killed?); "
+            f"its log: {root / LOG}"
         )
 
 
@@ -79,7 +81,7 @@ class Worker:
 
     def __init__(self, configs: Sequence[RunConfig], root: Path, scratch: str) -> None:
         receive, send = os.pipe()
-        with (root / "run.log").open("ab") as log:
+        with (root / LOG).open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", CHILD, scratch],
                 cwd=root,

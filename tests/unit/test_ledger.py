@@ -161,7 +161,7 @@ def test_take_sorts_by_phase_step_and_nodes() -> None:
     ledger = Ledger()
     late = row(phase=Phase.COLLECT, src="edge/0", dst="cloud")
     ten, two = row(src="device/10"), row(src="device/2")
-    again, step = row(src="device/2", sizes=(3,)), row(step=1)
+    again, step = row(src="device/2", header_bytes=900, sizes=(3,)), row(step=1)
     down = row(phase=Phase.DOWN, src="edge/0", dst="device/2")
     other = row(t=2)
     ledger.extend([late, step, ten, two])

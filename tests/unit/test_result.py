@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -127,3 +128,10 @@ def test_means_are_of_the_iid_split_only() -> None:
     report = row(1, edge=4)
     report.add_score("device", "skewed", "a", Score(1, 1, 1.0))
     assert means(report, FACTS) == {"edge": pytest.approx(0.4)}
+
+
+def test_a_link_of_rate_0_leaves_valid_json() -> None:
+    report = row(1, edge=4)
+    report.latency_s = report.energy_j = math.inf
+    result = build(RunConfig(), [report], FACTS, cycle=1, status="finished")
+    assert '"latency_s": null' in json.dumps(result, allow_nan=False)

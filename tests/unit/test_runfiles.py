@@ -10,7 +10,7 @@ import pytest
 
 from hffm_flower.errors import ModuleError, OutputError
 from hffm_flower.report import RoundReport, Score
-from hffm_flower.runfiles import HANDED_IN, MODEL, RESULT, ROUNDS, RunFiles
+from hffm_flower.runfiles import HANDED_IN, LOG, MODEL, RESULT, ROUNDS, RunFiles
 from tests.support.memory import H, module, same
 
 
@@ -213,3 +213,9 @@ def test_modules_have_their_places(tmp_path: Path) -> None:
     (tmp_path / MODEL).write_bytes(b"")
     with pytest.raises(ModuleError, match=MODEL):
         files.cloud()
+
+
+def test_a_comparison_at_work_keeps_its_folder(tmp_path: Path) -> None:
+    (tmp_path / LOG).touch()
+    with pytest.raises(OutputError, match=LOG):
+        RunFiles.claim(tmp_path)
