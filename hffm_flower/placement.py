@@ -146,15 +146,15 @@ def read_layout(path: Path) -> Layout:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
-            rows, columns = list(reader), reader.fieldnames or ()
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            rows, columns = [(reader.line_num, row) for row in reader], reader.fieldnames or ()
+    except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(f"cannot read the coordinates {str(path)!r}: {error}") from error
     missing = [c for c in COLUMNS if c not in columns]
     if missing:
         raise ConfigError(f"{path} has no column {', '.join(missing)}; needed: {','.join(COLUMNS)}")
     points: dict[str, list[list[float]]] = {"device": [], "edge": []}
     chosen: list[int | None] = []
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         where = f"{path}, line {line}"
         kind = one_of(f"kind ({where})", str(row["kind"]), points)
         points[kind].append([_number(row[c], f"{c} ({where})") for c in ("x_m", "y_m")])

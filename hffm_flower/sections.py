@@ -154,9 +154,12 @@ class D2DConfig(Section):
     plan: str = Field("none", description="none, relay, gossip, cooperative")
     head: str = Field("latency", description="who uploads for a cluster: latency, energy, battery")
     summing: bool = Field(True, description="relay: sum on the way; false: forward one by one")
-    accuracy: float = Field(1e-2, gt=0, lt=1, description="gossip: distance left to the mean")
+    accuracy: float = Field(1e-2, ge=1e-6, lt=1, description="gossip: distance left to the mean")
     segments: int = Field(
-        2, ge=2, description="cooperative: parts of a round's training, an exchange after each"
+        2,
+        ge=2,
+        le=100,
+        description="cooperative: parts of a round's training, an exchange after each",
     )
 
 
@@ -178,8 +181,8 @@ class RadioConfig(Section):
     edge_tx_power_mw: float = Field(
         1000.0, gt=0, le=1e9, description="edge, sending, for each device that it sends to"
     )
-    bandwidth_khz: float = Field(1000.0, gt=0, le=1e9, description="of a cell, each direction")
-    d2d_bandwidth_khz: float = Field(0.0, ge=0, description="of a cluster; 0: as a cell")
+    bandwidth_khz: float = Field(1000.0, ge=1e-3, le=1e9, description="of a cell, each direction")
+    d2d_bandwidth_khz: float = Field(0.0, ge=0, le=1e9, description="of a cluster; 0: as a cell")
     noise_figure_db: float = Field(0.0, ge=0, le=300)
     backhaul_mbit_s: float = Field(4.0, ge=1e-6, le=1e9)
     backhaul_delay_ms: float = Field(100.0, ge=0, le=1e9)

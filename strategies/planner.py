@@ -141,14 +141,16 @@ class PeerPlanner:
         """Take from the batteries what sending and receiving by the plan costs."""
         radio = self.network.radio
 
-        def charge(device: int, power_w: float, second_per_bit: float, size: int) -> None:
-            spent_j = power_w * second_per_bit * 8 * size
+        def charge(
+            device: int, power_w: float, second_per_bit: float, size: int, times: int = 1
+        ) -> None:
+            spent_j = power_w * second_per_bit * 8 * size * times
             self.battery_j[device] = max(0.0, self.battery_j[device] - spent_j)
 
-        def between(src: int, dst: int, keys: Iterable[ModuleKey]) -> None:
+        def between(src: int, dst: int, keys: Iterable[ModuleKey], times: int = 1) -> None:
             size, each_s = sum(cluster.sizes[k] for k in keys), cluster.link_s[src, dst]
-            charge(src, radio.sender_w(LinkClass.D2D), each_s, size)
-            charge(dst, radio.receiver_w(LinkClass.D2D), each_s, size)
+            charge(src, radio.sender_w(LinkClass.D2D), each_s, size, times)
+            charge(dst, radio.receiver_w(LinkClass.D2D), each_s, size, times)
 
         for hop in plan.down:
             if hop.src == EDGE:
@@ -157,10 +159,10 @@ class PeerPlanner:
                 charge(hop.dst, down_w, cluster.downlink_s[hop.dst], size)
             else:
                 between(hop.src, hop.dst, hop.keys)
-        for step in plan.steps * plan.segments:
+        for step in plan.steps:
             for src, receivers in step.sends.items():
                 for dst, shares in receivers.items():
-                    between(src, dst, shares)
+                    between(src, dst, shares, plan.segments)
         for device, keys in plan.uploads.items():
             size = sum(cluster.sizes[k] for k in keys)
             charge(device, radio.sender_w(LinkClass.UPLINK), cluster.uplink_s[device], size)

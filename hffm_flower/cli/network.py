@@ -49,13 +49,19 @@ def network_command(
     count = SEEDS if seeds is None else seeds
     if count < 1:
         raise ConfigError(f"--seeds {count} is not allowed; at least 1")
+    origin = str(draws) if draws is not None else f"seeds 1..{count}"
     console = Console(stderr=as_json)
     with console.status("pricing"):
         drawn = (
             read_draws(draws) if draws is not None
             else tuple(draw_case_study(s) for s in range(1, count + 1))
         )  # fmt: skip
-        costs = [price(d, fixes=fixes, study=study).methods for d in drawn]
+        costs = []
+        for index, draw in enumerate(drawn):
+            try:
+                costs.append(price(draw, fixes=fixes, study=study).methods)
+            except ConfigError as error:
+                raise ConfigError(f"{origin}, runs[{index}]: {error}") from error
     names = sorted(fixes)
     if as_json:
         typer.echo(json.dumps({
@@ -67,7 +73,6 @@ def network_command(
             ],
         }, indent=1))  # fmt: skip
         return
-    origin = str(draws) if draws is not None else f"seeds 1..{count}"
     console.print(summary_table(costs, f"{mode}, {origin}; fixes: {', '.join(names) or 'none'}"))
 
 

@@ -90,6 +90,8 @@ class CaseStudy:
                 not_negative(field.name, value)
             else:
                 positive(field.name, value)
+        if self.edge_only_rounds < 1:
+            raise ConfigError(f"edge_only_rounds = {self.edge_only_rounds:g}; it must be >= 1")
 
     @classmethod
     def of(cls, items: Iterable[str]) -> Self:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -22,6 +22,10 @@ from hffm_flower.topology import Clusters, check_clusters, check_positions
 from hffm_flower.wireless.units import Array, positive
 
 Json = Mapping[str, object]
+LARGEST: Final = 1e12
+"""Of a coordinate [m] or a fading factor."""
+LONGEST_LINK: Final = 40
+"""Letters of a link's name."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,10 +112,12 @@ def read_draws(path: Path) -> tuple[Draws, ...]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the draws {str(path)!r}: {error}") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply for draws") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the draws {str(path)!r}: {error}") from error
     runs = found.get("runs") if isinstance(found, dict) else None
     if not isinstance(runs, list) or not runs:
         raise ConfigError(f"{path} has no list 'runs' of draws")
@@ -185,10 +191,10 @@ def _two(value: object, what: str) -> tuple[float, float]:
     if (
         isinstance(value, list)
         and len(value) == 2
-        and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
+        and all(isinstance(v, int | float) and abs(v) <= LARGEST for v in value)
     ):
         return float(value[0]), float(value[1])
-    raise ConfigError(f"{what} is {value!r:.60}; expected two finite numbers")
+    raise ConfigError(f"{what} is {value!r:.60}; expected two numbers of at most {LARGEST:g}")
 
 
 def _power(ab: object, what: str) -> float:
@@ -204,6 +210,6 @@ def _index(value: object, what: str) -> int:
 
 def _link(name: str) -> Link:
     a, arrow, b = name.partition("->")
-    if not (arrow and a.isdecimal() and b.isdecimal()):
+    if not (arrow and a.isdecimal() and b.isdecimal() and len(name) < LONGEST_LINK):
         raise ConfigError(f"link {name!r} is not of the form 'i->j'")
     return int(a), int(b)

@@ -6,11 +6,13 @@ each fix changes in figures: ``docs/published-vs-corrected.md``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from hffm_flower.errors import ConfigError
 from hffm_flower.routes import Link, shortest_routes, spanning_tree
 from hffm_flower.wireless.case_study import CaseStudy, Fix
 from hffm_flower.wireless.draws import Draws
@@ -64,8 +66,12 @@ class _Powers:
     d2d_w: float
 
 
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # what is not finite is refused
 def price(draws: Draws, *, fixes: Collection[Fix] = (), study: CaseStudy | None = None) -> Priced:
     """Price one run's links, relays and methods.
+
+    Raises:
+        ConfigError: Two nodes stand in one place, or a cost is not finite.
 
     Source: algorithms of the published case study, with its constants in `CaseStudy`.
     """
@@ -148,7 +154,13 @@ def _methods(
 
     def total(parts: Iterable[tuple[float, float]]) -> Cost:
         seconds, joules = zip(*parts, strict=True)
-        return Cost(train_s + max(seconds), devices * train_j + sum(joules))
+        cost = Cost(train_s + max(seconds), devices * train_j + sum(joules))
+        if not (math.isfinite(cost.latency_s) and math.isfinite(cost.energy_j)):
+            raise ConfigError(
+                f"a cost is {cost.latency_s:g} s, {cost.energy_j:g} J: constants or draws are "
+                "beyond what a link can be"
+            )
+        return cost
 
     cells = [
         (uplink_s[list(members)], float(uplink_s[head]), relay)

@@ -50,7 +50,7 @@ def rate_bit_s(
     )  # fmt: skip
     noise_w = positive("noise_w_hz", noise_w_hz) * noise_hz
     received_w = positive("tx_power_w", tx_power_w) * not_negative("gain", gain)
-    return np.asarray(band_hz * np.log2(1.0 + received_w / noise_w))
+    return np.asarray(band_hz * np.log1p(received_w / noise_w) / np.log(2.0))
 
 
 def _split(bandwidth_hz: ArrayLike, sharers: ArrayLike) -> Array:

@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hffm_flower.d2d import Cluster
+from hffm_flower.d2d.trees import Candidate, candidate
 from hffm_flower.ledger import Phase, Transfer, link_between
+from hffm_flower.modules import ModuleKey
 from hffm_flower.placement import Site, place
 from hffm_flower.routes import shortest_routes
 from hffm_flower.topology import Topology
@@ -20,6 +23,8 @@ from hffm_flower.wireless.energy import Activity, Compute, Receive, Transmit, co
 from hffm_flower.wireless.network import Block, Network, Radio
 from hffm_flower.wireless.pricing import Price, price
 from hffm_flower.wireless.rate import Backhaul, broadcast_s, latency_s, noise_w_hz, rate_bit_s
+from hffm_flower.wireless.tr38901 import Uma, Umi
+from hffm_flower.wireless.units import ratio_of_db
 
 DEVICES, EDGES = 9, 3
 SITE = Site(devices=DEVICES, edges=EDGES, area_m=1500.0)
@@ -225,6 +230,24 @@ def test_dimensions(
     assert after.energy_j == pytest.approx(before.energy_j * joule)
 
 
+def seen(cell: Uma | Umi, *, sight: bool) -> object:
+    return ratio_of_db(-cell.loss_db(50.0, sight=sight))
+
+
+def relayed(*, second: float = 1.0, joule: float = 1.0) -> Candidate:
+    """A chain of three towards device 0."""
+    key, devices = ModuleKey.parse("adapter/a"), (0, 1, 2)
+    links = [(0, 1), (1, 0), (1, 2), (2, 1)]
+    cluster = Cluster(
+        holds=dict.fromkeys(devices, (key,)), sizes={key: 10},
+        link_s=dict.fromkeys(links, second), link_j=dict.fromkeys(links, joule),
+        uplink_s=dict.fromkeys(devices, 3 * second), uplink_j=dict.fromkeys(devices, 3 * joule),
+        downlink_s=dict.fromkeys(devices, 1.0), downlink_j=dict.fromkeys(devices, 1.0),
+        battery_j=dict.fromkeys(devices, 1.0), t=1, seed=1,
+    )  # fmt: skip
+    return candidate(cluster, {1: 0, 2: 1}, 0, summing=True)
+
+
 Formula = Callable[[float], object]
 RATE = {"gain": 1e-9, "tx_power_w": 0.2, "bandwidth_hz": 1e6, "noise_w_hz": 4e-21}
 SECOND = Activity(sent_s=1.0, received_s=1.0)
@@ -255,6 +278,12 @@ LAWS: dict[str, tuple[Formula, float]] = {
     "log-distance": (lambda x: LogDistance(exponent=3.5).path_gain(50.0 * x), -3.5),
     "rayleigh": (lambda x: Rayleigh().path_gain(50.0 * x), -3.0),
     "rician": (lambda x: Rician().path_gain(50.0 * x), -3.0),
+    "UMa in carrier, seen": (lambda x: seen(Uma(3.5e9 * x), sight=True), -2.0),
+    "UMa in carrier, hidden": (lambda x: seen(Uma(3.5e9 * x), sight=False), -2.0),
+    "UMi in carrier, seen": (lambda x: seen(Umi(3.5e9 * x), sight=True), -2.0),
+    "UMi in carrier, hidden": (lambda x: seen(Umi(3.5e9 * x), sight=False), -2.13),
+    "relay in link and uplink times": (lambda x: relayed(second=x).latency_s, 1.0),
+    "relay in link and uplink energies": (lambda x: relayed(joule=x).energy_j, 1.0),
 }  # fmt: skip
 """Formula of a factor -> power of the factor by which it grows."""
 

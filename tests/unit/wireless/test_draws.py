@@ -63,7 +63,7 @@ BAD: dict[str, tuple[Callable[[Any], None], str]] = {
     "no users": (drop("user_positions_m"), "user_positions_m is missing"),
     "a column short": (put("user_positions_m", 1, [20]), r"user_positions_m\[1\] is \[20\]"),
     "NaN": (put("user_positions_m", 1, [20, NAN]), r"user_positions_m\[1\] is \[20, nan\]"),
-    "a word": (put("server_positions_m", 0, ["a", 0]), "expected two finite numbers"),
+    "a word": (put("server_positions_m", 0, ["a", 0]), "expected two numbers of at most"),
     "head elsewhere": (put("aggregators", "0", 2), r"head 2 is not in its cluster 0: \[0, 1\]"),
     "head that is none": (put("aggregators", "0", "1"), "head is '1'; expected a whole number"),
     "no head": (drop("aggregators", "1"), r"aggregators needs the keys 0..1.*\['1'\]"),

@@ -115,3 +115,12 @@ def test_more_that_cannot_be() -> None:
         Backhaul(delay_s=-1.0)
     with pytest.raises(ConfigError, match="noise_bandwidth_hz = 0"):
         rate_bit_s(1.0, tx_power_w=1, bandwidth_hz=1, noise_w_hz=1, noise_bandwidth_hz=0)
+
+
+def test_a_signal_far_below_the_noise_still_carries_something() -> None:
+    one = {"tx_power_w": 1.0, "bandwidth_hz": 1.0, "noise_w_hz": 1.0}
+    for snr in (1e-12, 1e-16, 1e-30):
+        assert float(rate_bit_s(snr, **one)) == pytest.approx(snr / math.log(2), rel=1e-9)
+    wider = [float(rate_bit_s(1e-24, tx_power_w=0.2, bandwidth_hz=b, noise_w_hz=4e-21))
+             for b in (1e3, 1e9, 1e12)]  # fmt: skip
+    assert wider == sorted(wider)
