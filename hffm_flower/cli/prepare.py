@@ -68,7 +68,7 @@ def prepare_command(
             {"train": train_per_answer, "test": test_per_answer},
             seed,
         )
-        with Progress(console=console, transient=True) as bar:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("reading annotations", total=None)
             made = prepare(
                 kind, root, name=name, wanted=wanted, out=out, replace=replace,
@@ -78,7 +78,8 @@ def prepare_command(
                 ),
             )  # fmt: skip
     except ConfigError as error:
-        raise located(ConfigError(str(error), key=f"--{error.key}"), {}) from error
+        option = "KIND" if error.key == "kind" else f"--{error.key}"
+        raise located(ConfigError(str(error), key=option), {}) from error
     table = Table(title=f"task {made.name}, seed {seed}")
     for column in ("answer", "training", "test"):
         table.add_column(column, justify="left" if column == "answer" else "right")

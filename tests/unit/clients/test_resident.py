@@ -9,14 +9,8 @@ import pytest
 import torch
 
 from clients import resident
-from clients.resident import (
-    Device,
-    all_profiles,
-    encoder_of,
-    frozen_layers,
-    label_counts,
-    shared_partition,
-)
+from clients.resident import Device, all_profiles, encoder_of, frozen_layers, label_counts
+from clients.shares import shared_partition
 from clients.spec import model_spec
 from hffm_flower.config import RunConfig
 from hffm_flower.data.partition import Partition
