@@ -51,20 +51,15 @@ class HubRows:
         self._pictures, self._image = only.cast_column(columns.image, pictures), columns.image
 
     def encoded(self, row: int) -> bytes:
-        """The file of a row's picture, as it was saved; empty where there is none."""
+        """The file of a row's picture, which was saved with it; empty where there is none."""
         cell = self._pictures[row][self._image] or {}
-        if cell.get("bytes") is None and cell.get("path"):
-            try:
-                return Path(cell["path"]).read_bytes()
-            except OSError:
-                return b""
         return bytes(cell.get("bytes") or b"")
 
     def checked(self, row: int) -> tuple[str, bytes]:
         """Why the picture cannot be used, if it cannot, and its file."""
         encoded = self.encoded(row)
         if not encoded:
-            return "missing file", b""
+            return "no picture", b""
         try:
             decode(BytesIO(encoded))
         except Exception:  # a damaged picture raises whatever its damage leads to

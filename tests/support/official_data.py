@@ -1,4 +1,4 @@
-"""Small folders in the form in which public data sets come: GQA, AQUA on SemArt, VizWiz, and others.
+"""Small folders in the form in which public data sets come: GQA, AQUA, VizWiz, and others.
 
 Pictures of an answer are alike (`tests.support.folders.picture`); answers are written in
 several ways that mean the same.
@@ -68,9 +68,7 @@ def make_gqa(
     return root
 
 
-def make_artvqa(
-    root: Path, *, answers: Sequence[str] = TEN, train: int = 4, test: int = 3
-) -> Path:
+def make_artvqa(root: Path, *, answers: Sequence[str] = TEN, train: int = 4, test: int = 3) -> Path:
     """``AQUA/*.json`` beside ``SemArt/Images``; every third question needs knowledge besides."""
     for split, least in (("train", train), ("val", 1), ("test", test)):
         found = []
@@ -85,9 +83,7 @@ def make_artvqa(
     return root
 
 
-def make_vizwiz(
-    root: Path, *, answers: Sequence[str] = TEN, train: int = 4, test: int = 3
-) -> Path:
+def make_vizwiz(root: Path, *, answers: Sequence[str] = TEN, train: int = 4, test: int = 3) -> Path:
     """``Annotations/*.json`` beside ``train/`` and ``val/``; six of ten annotators agree."""
     for split, least in (("train", train), ("val", test)):
         found = []
