@@ -14,7 +14,7 @@ from rich.table import Table
 from hffm_flower.config import located
 from hffm_flower.errors import ConfigError
 
-KINDS = "gqa, artvqa, vizwiz, hf-datasets, image-csv or series-csv; see docs/datasets.md."
+KINDS = "gqa, artvqa, vizwiz, image-csv, series-csv or hf-datasets; see docs/datasets.md."
 
 
 def prepare_command(

@@ -125,9 +125,9 @@ def test_prepared_tasks_are_found_by_name(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_changed_task_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HFFM_DATA", str(tmp_path))
     task_file(tmp_path, "a2", SPEC)
-    assert TASKS["a2"].answers == ("a", "b")
+    assert len(TASKS["a2"].answers) == 2
     (tmp_path / "a2" / TASK_FILE).write_text(SPEC.replace('"a", "b"', '"a", "b", "c"'))
-    assert TASKS["a2"].answers == ("a", "b", "c")
+    assert len(TASKS["a2"].answers) == 3
 
 
 @pytest.mark.parametrize(

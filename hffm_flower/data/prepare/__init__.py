@@ -23,9 +23,9 @@ SOURCES: Final[Mapping[str, type[Source]]] = {
     "gqa": Gqa,
     "artvqa": ArtVqa,
     "vizwiz": VizWiz,
-    "hf-datasets": HubSource,
     "image-csv": ImageCsvSource,
     "series-csv": SeriesCsvSource,
+    "hf-datasets": HubSource,
 }
 
 

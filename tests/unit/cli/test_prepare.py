@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from hffm_flower.cli import main
-from tests.support.official_data import make_gqa
+from hffm_flower.data.prepare import SOURCES
+from hffm_flower.tasks import PACKAGED, TASKS
+from tests.support.official_data import (
+    make_artvqa,
+    make_gqa,
+    make_hf_dataset,
+    make_image_csv,
+    make_series_csv,
+    make_vizwiz,
+)
+
+PAGE = Path(__file__).parents[3] / "docs" / "datasets.md"
+FOLDERS: dict[str, Callable[[Path], Path]] = {
+    "gqa": make_gqa,
+    "artvqa": make_artvqa,
+    "vizwiz": make_vizwiz,
+    "image-csv": partial(make_image_csv, split=True),
+    "series-csv": partial(make_series_csv, shape=(150, 6)),
+    "hf-datasets": make_hf_dataset,
+}
 
 
 @pytest.fixture
@@ -106,3 +129,21 @@ def test_the_group_shows_both_commands(
     code, out = hffm(monkeypatch, capsys, "data", "no.toml")
     assert code == 2
     assert "cannot read the config 'no.toml'" in out
+
+
+def test_the_page_works(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/datasets.md: its command lines make the tasks that it says, of folders as it says."""
+    page = PAGE.read_text("utf-8")
+    made = dict.fromkeys(re.findall(r"^hffm data prepare ([\w-]+)", page, re.M))
+    assert list(made) == list(SOURCES)
+    few = ["--train-per-answer", "3", "--test-per-answer", "2"]
+    for line in re.findall(r"^hffm (data prepare .*?)(?: +#.*)?$", page, re.M):
+        words = shlex.split(line)
+        words[words.index("--root") + 1] = str(FOLDERS[words[2]](root.parent / words[2]))
+        code, out = hffm(monkeypatch, capsys, *words, *few)
+        assert code == 0, out
+    tasks = ["artvqa10", "gqa10", "saved10", "shots10", "vizwiz10", "watch2"]
+    assert list(TASKS) == [*PACKAGED, *tasks]
+    assert all(task in page for task in tasks)

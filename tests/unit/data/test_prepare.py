@@ -28,9 +28,9 @@ MAKERS: dict[str, tuple[Callable[[Path], Path], Mapping[str, object]]] = {
     "gqa": (make_gqa, {}),
     "artvqa": (make_artvqa, {}),
     "vizwiz": (make_vizwiz, {}),
-    "hf-datasets": (make_hf_dataset, {}),
     "image-csv": (make_image_csv, {}),
     "series-csv": (make_series_csv, {"window": 5}),
+    "hf-datasets": (make_hf_dataset, {}),
 }
 SOME = Wanted(per_answer={"train": 4, "test": 2})
 
