@@ -73,7 +73,7 @@ def check_windows(config: RunConfig) -> None:
     """
     for task in config.data.tasks:
         spec, served = TASKS[task], config.encoder_names()
-        for modality in set(spec.inputs) & set(served) if spec.content else ():
+        for modality in sorted({*spec.inputs} & {*served}) if spec.content else ():
             (item,) = dataset_of(config, task).items(modality, "train", [0])
             if why := _unfit(config, modality, item):
                 raise ConfigError(f"task {task!r}: {why}", key="data.tasks")

@@ -153,10 +153,16 @@ TASKS: Final[Mapping[str, TaskSpec]] = TaskBook(PACKAGED)
 
 
 def data_folder() -> Path:
-    """Where prepared tasks are: ``$HFFM_DATA``, else the user's own folder."""
+    """Where prepared tasks are: ``$HFFM_DATA``, else the user's own folder.
+
+    Raises:
+        ConfigError: The variable names a relative path, which a run's processes read differently.
+    """
     named = os.environ.get("HFFM_DATA", "")
-    own = Path.home() / ".local" / "share" / "hffm-flower" / "tasks"
-    return Path(named).expanduser() if named else own
+    folder = Path(named or "~/.local/share/hffm-flower/tasks").expanduser()
+    if not folder.is_absolute():
+        raise ConfigError(f"HFFM_DATA={named!r} must be an absolute path", key="data.tasks")
+    return folder
 
 
 def task_folder(task: str) -> Path:

@@ -32,11 +32,12 @@ def normalised(answer: str) -> str:
     so do a comma in a number, apostrophes, and full stops but in front of a digit; number words
     become digits; articles and needless white space go.
     """
-    text = APOSTROPHES.sub("", " ".join(answer.split()).casefold())
-    joined = THOUSANDS.search(text) is not None
+    text = given = APOSTROPHES.sub("", " ".join(answer.split()).casefold())
+    joined = THOUSANDS.search(given) is not None
     for mark in MARKS:
-        beside = joined or f"{mark} " in text or f" {mark}" in text
-        text = text.replace(mark, "" if beside else " ")
+        if mark in given:
+            beside = joined or f"{mark} " in given or f" {mark}" in given
+            text = text.replace(mark, "" if beside else " ")
     words = (NUMBERS.get(word, word) for word in FULL_STOP.sub("", text).split())
     return " ".join(word for word in words if word not in ARTICLES)
 

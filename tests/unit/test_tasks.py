@@ -16,6 +16,7 @@ from hffm_flower.tasks import (
     TASK_FILE,
     TASKS,
     TaskSpec,
+    data_folder,
     definition,
     definitions,
     difference,
@@ -120,6 +121,19 @@ def test_prepared_tasks_are_found_by_name(tmp_path: Path, monkeypatch: pytest.Mo
         ConfigError, match=r"unknown task 'a3'; allowed: .*, a2, b2; 'hffm data prepare'"
     ):
         spec_of("a3", key="data.x")
+
+
+def test_the_folder_of_prepared_tasks_is_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("HFFM_DATA")
+    assert data_folder() == tmp_path / ".local" / "share" / "hffm-flower" / "tasks"
+    monkeypatch.setenv("HFFM_DATA", "~/mine")
+    assert data_folder() == tmp_path / "mine"
+    monkeypatch.setenv("HFFM_DATA", "mine")
+    with pytest.raises(ConfigError, match="HFFM_DATA='mine' must be an absolute path"):
+        list(TASKS)
 
 
 def test_a_changed_task_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,17 +63,20 @@ def prepare(
     count = wanted.answers if isinstance(wanted.answers, int) else len(wanted.answers)
     name = _name(name or f"{source.name}{count}" * bool(source.name), kind)
     root = root.resolve()
-    with Workshop(out or data_folder(), name, replace=replace) as workshop:
-        found = source.read(root, generator(wanted.seed, "prepare", "split"))
-        answers = choose(found, wanted)
-        total = len(answers) * sum(wanted.per_answer.values())
+    total = count * sum(wanted.per_answer.values())
+    try:
+        with Workshop(out or data_folder(), name, replace=replace) as workshop:
+            found = source.read(root, generator(wanted.seed, "prepare", "split"))
+            answers = choose(found, wanted)
 
-        def keep(taken: Taken) -> Taken:
-            progress(total)
-            return workshop.store(taken)
+            def keep(taken: Taken) -> Taken:
+                progress(total)
+                return workshop.store(taken)
 
-        drawn, unusable = draw(found, answers, wanted, keep=keep)
-        return workshop.finish(kind, found, answers, drawn, unusable=unusable, wanted=wanted)
+            drawn, unusable = draw(found, answers, wanted, keep=keep)
+            return workshop.finish(kind, found, answers, drawn, unusable=unusable, wanted=wanted)
+    except OSError as error:
+        raise ConfigError(f"{error.strerror}: {error.filename!r}", key="out") from error
 
 
 def _source(kind: str, settings: Mapping[str, object]) -> Source:

@@ -133,8 +133,8 @@ def _given(answers: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     chosen = tuple(normalised(answer) for answer in answers)
     if len(set(chosen)) < max(2, len(chosen)):
         raise ConfigError(
-            f"{', '.join(map(repr, answers))} are, normalised, {', '.join(map(repr, chosen))}; "
-            "at least 2 are needed, each once",
+            "at least 2 are needed, each once; given, as they are normalised: "
+            f"{', '.join(map(repr, chosen)) or 'none'}",
             key="answers",
         )
     for answer in chosen:

@@ -50,7 +50,7 @@ class _Text:
     """What is left of a file, with as much of it in memory as is needed."""
 
     def __init__(self, file: TextIO) -> None:
-        self._file = file
+        self._file, self._decode = file, json.JSONDecoder().raw_decode
         self._held = ""
         self._at = 0
 
@@ -77,7 +77,7 @@ class _Text:
             raise ValueError(f"{found or 'the end'!r} where {opening!r} must be")
         while True:
             try:
-                content, self._at = json.JSONDecoder().raw_decode(self._held, self._at)
+                content, self._at = self._decode(self._held, self._at)
             except ValueError:
                 if len(self._held) - self._at > LONGEST or not self._more():
                     raise

@@ -65,7 +65,8 @@ class Workshop:
     """
 
     def __init__(self, home: Path, name: str, *, replace: bool) -> None:
-        self._name, self._folder, self._replace = name, home.expanduser() / name, replace
+        self._name, self._replace = name, replace
+        self._folder = home.expanduser().resolve() / name
         if self._folder.exists() and not replace:
             raise ConfigError(
                 f"{str(self._folder)!r} is there already; --replace puts the new one in its place",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,7 +89,7 @@ def test_labels_outside_the_vocabulary(home: Path) -> None:
     assert said.startswith("answers: answer 'zebras' does not occur")
     assert "near: zebra; the commonest: yes, no, cat, dog, red" in said
     said = refused(home, "gqa", root, wanted=Wanted(("dog", "The dog."), SOME))
-    assert "'dog', 'The dog.' are, normalised, 'dog', 'dog'; at least 2 are needed" in said
+    assert "at least 2 are needed, each once; given, as they are normalised: 'dog', 'dog'" in said
     with pytest.raises(ConfigError, match="1 answers are no task"):
         Wanted(1)
     with pytest.raises(ConfigError, match="0 is less than 1"):
@@ -132,7 +134,11 @@ def test_settings(home: Path, case: str) -> None:
     assert refused(home, kind, root, settings=settings).startswith(part)
 
 
-def test_names_and_places(home: Path) -> None:
+def no_room(old: Path, new: Path) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(new))
+
+
+def test_names_and_places(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_gqa(home / "in")
     assert "'watch7' is a task of the package" in refused(home, "gqa", root, name="watch7")
     for name in ("a/b", "..", "a.b", "a b", ""):
@@ -140,6 +146,9 @@ def test_names_and_places(home: Path) -> None:
         assert "is no name of a task" in refused(home, kind, root, name=name)
     (home / "file").write_text("")
     assert "cannot be written" in refused(home, "gqa", root, out=home / "file")
+    with monkeypatch.context() as full:
+        full.setattr(os, "replace", no_room)
+        assert "out: No space left on device: " in refused(home, "gqa", root)
     made = prepare("gqa", root, wanted=Wanted(3, SOME))
     with pytest.raises(ConfigError, match="is there already; --replace"):
         prepare("gqa", root, wanted=Wanted(3, SOME))
