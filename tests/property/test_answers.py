@@ -17,9 +17,13 @@ def test_what_is_normalised_stays_as_it_is(text: str) -> None:
 
 
 @given(TEXTS)
-def test_case_space_and_a_closing_mark_do_not_matter(text: str) -> None:
+def test_white_space_does_not_matter(text: str) -> None:
     assert normalised(f"  {text.replace(' ', '   ')}\n") == normalised(text)
-    assert normalised(normalised(text).title()) == normalised(normalised(text))
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_case_does_not_matter(text: str) -> None:
+    assert normalised(text.upper()) == normalised(text.lower()) == normalised(text)
 
 
 @given(st.lists(TEXTS, max_size=6), st.randoms(use_true_random=False))
