@@ -7,7 +7,6 @@ any device with the same result.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterable
 from functools import lru_cache
@@ -20,13 +19,12 @@ from torch import nn
 
 from clients.equipment import equipped, expert_mib, memories_mib, ranks
 from clients.examples import ExampleMemory, TaskData, load_task
+from clients.shares import contents, dataset_of, drawn_partition, partition_file, shared_partition
 from clients.spec import model_spec, resting, tunings_of
 from hffm_flower.config import RunConfig
-from hffm_flower.data import DATASETS, TASKS
-from hffm_flower.data.dataset import Dataset, Split
+from hffm_flower.data import TASKS
+from hffm_flower.data.dataset import Dataset, Item, Split
 from hffm_flower.data.own import OwnData, read_own
-from hffm_flower.data.partition import Partition, partition
-from hffm_flower.data.partition_file import load_partition, save_partition
 from hffm_flower.errors import ConfigError
 from hffm_flower.models.backbones import BACKBONES
 from hffm_flower.models.encoders import ENCODERS, Encoder, FeatureCache, Weights
@@ -34,63 +32,6 @@ from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.models.parts import module_keys
 from hffm_flower.modules import ModuleKey, ModuleKind
 from hffm_flower.profile import NodeProfile
-from hffm_flower.seeding import stream_seed
-
-
-def shared_partition(config: RunConfig) -> Partition:
-    """Partition of a run: read from the cache folder, or drawn and left there."""
-    return _partition(_partition_file(config), config)
-
-
-def _partition_file(config: RunConfig) -> Path:
-    data = config.data
-    name = _partition_name(
-        config.seed, config.tree.devices, data.tasks, data.alpha, data.full_modality_share,
-        data.min_tasks, data.max_tasks, data.train_per_answer, data.test_per_answer,
-        tuple(sorted(config.encoder_names())),
-    )  # fmt: skip
-    return config.cache_dir() / "partitions" / f"{name}.npz"
-
-
-def _partition_name(*settings: object) -> str:
-    return f"{stream_seed(0, *map(str, settings)):016x}"
-
-
-@lru_cache(maxsize=4)
-def _partition(path: Path, config: RunConfig) -> Partition:
-    with contextlib.suppress(ConfigError):
-        return load_partition(path)
-    data = config.data
-    drawn = partition(
-        devices=config.tree.devices,
-        tasks=data.tasks,
-        seed=config.seed,
-        alpha=data.alpha,
-        full_share=data.full_modality_share,
-        min_tasks=data.min_tasks,
-        max_tasks=data.max_tasks,
-        train_per_answer=data.train_per_answer,
-        test_per_answer=data.test_per_answer,
-        encoders_serve=config.encoder_names(),
-        datasets={task: _dataset(task, data.train_per_answer, data.test_per_answer, config.seed)
-                  for task in data.tasks if task in TASKS},
-    )  # fmt: skip
-    try:
-        save_partition(path, drawn)
-    except OSError as error:
-        raise ConfigError(
-            f"the cache folder {str(config.cache_dir())!r} cannot be used ({error.strerror}); set "
-            "paths.cache or the environment variable HFFM_CACHE",
-            key="paths.cache",
-        ) from error
-    return load_partition(path)
-
-
-@lru_cache(maxsize=32)
-def _dataset(task: str, train_per_answer: int, test_per_answer: int, seed: int) -> Dataset:
-    return DATASETS[TASKS[task].dataset](
-        task, train_per_answer=train_per_answer, test_per_answer=test_per_answer, seed=seed
-    )
 
 
 @lru_cache(maxsize=16)
@@ -119,18 +60,35 @@ def open_own(config: RunConfig, file: Path) -> OwnData:
     own = read_own(file, tasks=config.data.tasks, served=config.encoder_names(), seed=config.seed)
     for task, data in own.tasks.items():
         for modality, items in data.inputs.items():
-            window = items[0].load()
-            if isinstance(window, np.ndarray):
-                try:
-                    encoder_of(config, modality, torch.device("cpu")).encode(items[:1])
-                except (TypeError, ValueError, RuntimeError) as error:
-                    raise own.refuse(
-                        ConfigError(
-                            f"windows {list(window.shape)} (samples, channels) do not fit: {error}",
-                            key=f"data.{task}.window",
-                        )
-                    ) from error
+            if why := _unfit(config, modality, items[0]):
+                raise own.refuse(ConfigError(why, key=f"data.{task}.window"))
     return own
+
+
+def check_windows(config: RunConfig) -> None:
+    """Encode one window of every prepared task that has some.
+
+    Raises:
+        ConfigError: The run's encoder does not read windows of that shape.
+    """
+    for task in config.data.tasks:
+        spec, served = TASKS[task], config.encoder_names()
+        for modality in sorted({*spec.inputs} & {*served}) if spec.content else ():
+            (item,) = dataset_of(config, task).items(modality, "train", [0])
+            if why := _unfit(config, modality, item):
+                raise ConfigError(f"task {task!r}: {why}", key="data.tasks")
+
+
+def _unfit(config: RunConfig, modality: str, item: Item) -> str:
+    """Why the run's encoder cannot read a window; empty if it can, or if it is no window."""
+    window = item.load()
+    if not isinstance(window, np.ndarray):
+        return ""
+    try:
+        encoder_of(config, modality, torch.device("cpu")).encode([item])
+    except (TypeError, ValueError, RuntimeError) as error:
+        return f"windows {list(window.shape)} (samples, channels) do not fit: {error}"
+    return ""
 
 
 _examples = ExampleMemory()
@@ -203,7 +161,7 @@ class Device:
             return self._load(split, shards)
         config = self.config
         key = (config.data, config.model, config.seed, config.tree.devices, config.cache_dir(),
-               self.profile.index, self.on, name)  # fmt: skip
+               self.profile.index, self.on, name, contents(config.data.tasks))  # fmt: skip
         return _examples.get(key, lambda: self._load(split, shards))
 
     def _held(self, task: str) -> tuple[str, ...]:
@@ -211,7 +169,6 @@ class Device:
         return tuple(self.own.tasks[task].inputs) if self.own else self.profile.modalities
 
     def _load(self, split: Split, shards: str) -> list[TaskData]:
-        data = self.config.data
         encoders = {m: encoder_of(self.config, m, self.on) for m in self.profile.modalities}
         cache = FeatureCache(self.config.cache_dir() / "features")
         loaded = []
@@ -221,8 +178,7 @@ class Device:
                 dataset = self.own.tasks[task]
                 indices = self.own.tasks[task].rows(split)
             else:
-                per = data.train_per_answer, data.test_per_answer
-                dataset = _dataset(task, *per, self.config.seed)
+                dataset = dataset_of(self.config, task)
                 indices = getattr(shared_partition(self.config), shards)[task][self.profile.index]
             if len(indices):
                 part = load_task(
@@ -253,12 +209,12 @@ def _weight_seed(config: RunConfig) -> int:
 
 def all_profiles(config: RunConfig) -> tuple[NodeProfile, ...]:
     """Profiles of all devices of a run, by index."""
-    return _profiles(_partition_file(config), config)
+    return _profiles(partition_file(config), config)
 
 
 @lru_cache(maxsize=8)
 def _profiles(path: Path, config: RunConfig) -> tuple[NodeProfile, ...]:
-    return equipped(config, model_spec(config), _partition(path, config).profiles)
+    return equipped(config, model_spec(config), drawn_partition(path, config).profiles)
 
 
 def own_profile(config: RunConfig, own: OwnData, index: int) -> NodeProfile:
@@ -281,8 +237,6 @@ def own_profile(config: RunConfig, own: OwnData, index: int) -> NodeProfile:
 
 def label_counts(config: RunConfig, task: str) -> NDArray[np.int64]:
     """Training examples of ``task`` by device and label ``[devices, labels]``."""
-    data = config.data
-    dataset = _dataset(task, data.train_per_answer, data.test_per_answer, config.seed)
-    labels = dataset.labels("train")
+    labels = dataset_of(config, task).labels("train")
     shards = shared_partition(config).train[task]
     return np.stack([np.bincount(labels[s], minlength=int(labels.max()) + 1) for s in shards])

@@ -69,8 +69,15 @@ class Interrupted(HffmError):
     """The run was asked to stop; what was finished is kept."""
 
 
-def one_of(what: str, value: str, allowed: Iterable[str], *, key: str = "") -> str:
+def one_of(what: str, value: str, allowed: Iterable[str], *, key: str = "", more: str = "") -> str:
     """Return ``value`` if it is one of ``allowed``.
+
+    Args:
+        what: What ``value`` names.
+        value: What was given.
+        allowed: All names.
+        key: The setting that it comes from.
+        more: End of the message.
 
     Raises:
         ConfigError: It is not; the message lists what is allowed and the nearest name.
@@ -80,4 +87,4 @@ def one_of(what: str, value: str, allowed: Iterable[str], *, key: str = "") -> s
         return value
     near = difflib.get_close_matches(value, names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ConfigError(f"unknown {what} {value!r}{hint}; allowed: {', '.join(names)}", key=key)
+    raise ConfigError(f"unknown {what} {value!r}{hint}; allowed: {', '.join(names)}{more}", key=key)

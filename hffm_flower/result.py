@@ -12,20 +12,24 @@ from hffm_flower.ledger import LinkClass
 from hffm_flower.modules import ModuleKind
 from hffm_flower.profile import NodeProfile
 from hffm_flower.report import TIERS, RoundReport, Score, TaskFacts, accuracy, mean_accuracy
-from hffm_flower.tasks import TASKS
+from hffm_flower.tasks import TASKS, definitions, spec_of
 from hffm_flower.version import __version__
 
 
 def task_facts(tasks: Iterable[str], profiles: Iterable[NodeProfile]) -> dict[str, TaskFacts]:
-    """What is needed to turn counts into accuracies."""
-    known = list(profiles)
+    """What is needed to turn counts into accuracies.
+
+    Raises:
+        ConfigError: A task is not known here.
+    """
+    known, specs = list(profiles), {task: spec_of(task) for task in tasks}
     return {
         task: TaskFacts(
-            chance=TASKS[task].chance,
-            classes=bool(TASKS[task].answers),
+            chance=spec.chance,
+            classes=bool(spec.answers),
             expected=sum(p.tests.get(task, 0) for p in known),
         )
-        for task in tasks
+        for task, spec in specs.items()
     }
 
 
@@ -73,6 +77,7 @@ def build(
         "config": config.to_flwr(),
         "seed": config.seed,
         "versions": versions(),
+        "tasks": definitions(config.data.tasks),
         "status": status,
         "reason": reason,
         "rounds": [

@@ -1,11 +1,27 @@
-"""Tasks: what goes in, which head answers, and what the answers are."""
+"""Tasks: what goes in, which head answers, and what the answers are.
+
+`PACKAGED` tasks come with the package. Others are prepared from a user's own folders by
+``hffm data prepare``, each a folder with a ``task.toml`` below `data_folder`; `TASKS` finds both.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from hffm_flower.errors import ConfigError, one_of
+
+TASK_FILE: Final = "task.toml"
+TASK_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +37,7 @@ class TaskSpec:
         answers: Class names in label order; empty where there are none, as for a box.
         chance: Accuracy of guessing; 0 for a box.
         synthetic: Whether its inputs were made for it, by a program.
+        content: Digest of the tables of a prepared task; empty for a packaged one.
     """
 
     dataset: str
@@ -31,9 +48,10 @@ class TaskSpec:
     answers: tuple[str, ...]
     chance: float
     synthetic: bool = False
+    content: str = ""
 
 
-TASKS: Final[Mapping[str, TaskSpec]] = {
+PACKAGED: Final[Mapping[str, TaskSpec]] = {
     "easyvqa10": TaskSpec(
         dataset="easy-vqa",
         head="classification",
@@ -95,6 +113,92 @@ TASKS: Final[Mapping[str, TaskSpec]] = {
 }
 
 
+class TaskBook(MutableMapping[str, TaskSpec]):
+    """Packaged tasks, and prepared ones as they are on disk at the moment.
+
+    What is put in is kept with the packaged tasks, which come first.
+    """
+
+    def __init__(self, packaged: Mapping[str, TaskSpec]) -> None:
+        self._packaged = dict(packaged)
+
+    def __getitem__(self, task: str) -> TaskSpec:
+        if task in self._packaged:
+            return self._packaged[task]
+        path = task_folder(task) / TASK_FILE
+        try:
+            status = path.stat()
+        except (OSError, ValueError):
+            raise KeyError(task) from None
+        if not TASK_NAME.fullmatch(task):
+            raise KeyError(task)
+        return _read(path, status.st_mtime_ns, status.st_size)
+
+    def __setitem__(self, task: str, spec: TaskSpec) -> None:
+        self._packaged[task] = spec
+
+    def __delitem__(self, task: str) -> None:
+        del self._packaged[task]
+
+    def __iter__(self) -> Iterator[str]:
+        prepared = sorted(p.parent.name for p in data_folder().glob(f"*/{TASK_FILE}"))
+        yield from self._packaged
+        yield from (t for t in prepared if TASK_NAME.fullmatch(t) and t not in self._packaged)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+TASKS: Final[Mapping[str, TaskSpec]] = TaskBook(PACKAGED)
+
+
+def data_folder() -> Path:
+    """Where prepared tasks are: ``$HFFM_DATA``, else the user's own folder.
+
+    Raises:
+        ConfigError: The variable names a relative path, which a run's processes read differently.
+    """
+    named = os.environ.get("HFFM_DATA", "")
+    folder = Path(named or "~/.local/share/hffm-flower/tasks").expanduser()
+    if not folder.is_absolute():
+        raise ConfigError(f"HFFM_DATA={named!r} must be an absolute path", key="data.tasks")
+    return folder
+
+
+def task_folder(task: str) -> Path:
+    """Folder of a prepared task."""
+    return data_folder() / task
+
+
+def spec_of(task: str, *, key: str = "data.tasks") -> TaskSpec:
+    """The task of that name.
+
+    Raises:
+        ConfigError: There is none; the message lists those that are there.
+    """
+    if task not in TASKS:
+        more = f"; 'hffm data prepare' adds tasks below {str(data_folder())!r} (HFFM_DATA)"
+        one_of("task", task, TASKS, key=key, more=more)
+    return TASKS[task]
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, mtime_ns: int, size: int) -> TaskSpec:
+    """A prepared task; the time and the size of its file tell a new one from an old one."""
+    del mtime_ns, size
+    try:
+        return _SPEC.validate_python(tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (OSError, ValueError) as error:
+        why = str(error)
+    raise ConfigError(f"{str(path)!r} is no task ({why}); prepare it again", key="data.tasks")
+
+
+_SPEC: Final = TypeAdapter(TaskSpec)
+
+
 def definition(task: str) -> dict[str, str]:
     """What all nodes must agree on of ``task``, short enough to send."""
     spec = TASKS[task]
@@ -105,6 +209,7 @@ def definition(task: str) -> dict[str, str]:
         "inputs": " ".join(f"{modality}={stream}" for modality, stream in spec.inputs.items()),
         "required": " ".join(spec.required),
         "optional": " ".join(spec.optional),
+        **({"examples": f"digest {spec.content[:16]}"} if spec.content else {}),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,11 @@ hypothesis.settings.load_profile("untimed")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--slow``: also the tests that take minutes."""
     parser.addoption("--slow", action="store_true", help="also run tests marked slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No test sees the tasks that a user has prepared on this machine."""
+    os.environ["HFFM_DATA"] = str(TESTS / "no-tasks")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,19 +1,41 @@
-"""``hffm data``: who has what."""
+"""``hffm data``: who has what; ``hffm data prepare`` makes tasks."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
+import click
 import typer
+import typer.core
 from rich.console import Console
 from rich.table import Table
 
 from hffm_flower.cli import options
 from hffm_flower.cli.own import show_own
+from hffm_flower.cli.prepare import prepare_command
 
 
-def data_command(
+class ShowByDefault(typer.core.TyperGroup):
+    """What is no command's name is an argument or option of ``show``."""
+
+    default: ClassVar[str] = "show"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put ``show`` in front where no command is named."""
+        if not args or args[0] not in {*self.commands, *self.get_help_option_names(ctx)}:
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+
+data = typer.Typer(
+    cls=ShowByDefault,
+    help="Show and plot which device holds what (hffm data show --help), or prepare a task.",
+)
+
+
+@data.command("show")
+def show_command(
     config: options.ConfigFile = None,
     devices: options.Devices = None,
     edges: options.Edges = None,
@@ -66,3 +88,6 @@ def data_command(
     if plan.idle:
         console.print(f"idle: {len(plan.idle)} devices ({', '.join(map(str, plan.idle))})")
     console.print(f"picture: {drawn}")
+
+
+data.command("prepare")(prepare_command)

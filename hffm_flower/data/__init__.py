@@ -9,6 +9,7 @@ from hffm_flower.data.dataset import Dataset, DatasetFactory, Item
 from hffm_flower.data.digits import Digits
 from hffm_flower.data.easyvqa import EasyVqa, EasyVqaBox
 from hffm_flower.data.emoji import EmojiVqa
+from hffm_flower.data.prepared import PreparedTask
 from hffm_flower.data.watch import Watch
 from hffm_flower.tasks import TASKS, TaskSpec
 
@@ -19,5 +20,6 @@ DATASETS: Final[Mapping[str, DatasetFactory]] = {
     "easy-vqa": EasyVqa,
     "easy-vqa-box": EasyVqaBox,
     "emoji-vqa": EmojiVqa,
+    "prepared": PreparedTask,
     "watch": Watch,
 }

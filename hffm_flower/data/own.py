@@ -16,15 +16,17 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from hffm_flower.config import located
+from hffm_flower.data.own_hub import HubKind
 from hffm_flower.data.own_images import ImageCsv
 from hffm_flower.data.own_series import SeriesCsv
 from hffm_flower.data.own_task import OwnKind, OwnTask
 from hffm_flower.errors import ConfigError, one_of
 from hffm_flower.profile import NodeProfile
 from hffm_flower.seeding import generator
-from hffm_flower.tasks import TASKS
+from hffm_flower.tasks import TASKS, spec_of
 
 KINDS: Final[Mapping[str, type[OwnKind]]] = {
+    "hf-datasets": HubKind,
     "image-csv": ImageCsv,
     "series-csv": SeriesCsv,
 }
@@ -89,7 +91,7 @@ def read_own(path: Path, *, tasks: Collection[str], served: Collection[str], see
     read: dict[str, OwnTask] = {}
     for task, table in tables.items():
         try:
-            one_of("task", task, TASKS, key=f"data.{task}")
+            spec_of(task, key=f"data.{task}")
             kind, folder = _kind(task, table), _folder(task, table, path)
             if task not in tasks:
                 log.warning("%s: task %r is not one of this run's", path, task)

@@ -10,22 +10,16 @@ from __future__ import annotations
 
 import hashlib
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from hffm_flower.data.answers import normalised
 from hffm_flower.data.dataset import Item, text_item
-from hffm_flower.data.own_task import (
-    OwnKind,
-    OwnTask,
-    Skipped,
-    divide,
-    normalised,
-    usable,
-    vocabulary,
-)
+from hffm_flower.data.own_task import OwnKind, OwnTask, Skipped, divide, usable, vocabulary
 from hffm_flower.data.tables import need_columns, read_table
 from hffm_flower.tasks import TASKS
 
@@ -106,9 +100,9 @@ def picture(path: Path) -> Picture | str:
     return Picture(Item(digest, partial(decode, path)), width, height)
 
 
-def decode(path: Path) -> Image.Image:
+def decode(file: Path | BytesIO) -> Image.Image:
     """The picture, upright, in RGB."""
-    with Image.open(path) as raw:
+    with Image.open(file) as raw:
         return ImageOps.exif_transpose(raw).convert("RGB")
 
 

@@ -18,18 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from hffm_flower.data.answers import normalised
 from hffm_flower.data.dataset import Item
-from hffm_flower.data.own_task import (
-    OwnKind,
-    OwnTask,
-    Skipped,
-    divide,
-    normalised,
-    usable,
-    vocabulary,
-)
+from hffm_flower.data.own_task import OwnKind, OwnTask, Skipped, divide, usable, vocabulary
 from hffm_flower.data.tables import Table, need_columns, parse, read_table
-from hffm_flower.sections import Words
+from hffm_flower.sections import Section, Words
 
 ANSWER: Final = "answer"
 
@@ -42,43 +35,43 @@ class Recording(NamedTuple):
     samples: NDArray[np.float64]
 
 
-class SeriesCsv(OwnKind):
-    """Windows of recordings, each with one answer."""
+class SeriesFolder(Section):
+    """How a folder of recordings is cut into windows.
 
-    modalities: ClassVar[tuple[str, ...]] = ("sensor",)
+    Attributes:
+        csv: The table of the recordings.
+        window: Samples of a window.
+        hop: Samples from the start of a window to that of the next.
+        channels: Columns, in order.
+    """
+
     csv: str = "examples.csv"
     window: int = Field(ge=1, description="samples of a window")
     hop: int = Field(0, ge=0, description="samples from window to window; 0: a window")
     channels: Words = ()
 
-    def read(self, task: str, folder: Path, rng: np.random.Generator) -> OwnTask:
-        """Read every recording and cut it."""
-        answers, skipped = vocabulary(task), Skipped()
-        windows: list[NDArray[np.float64]] = []
-        labels: list[int] = []
-        owners: list[str] = []
-        for recording in self._recordings(task, folder, skipped):
-            label = answers.get(normalised(recording.answer), -1)
+    def cut(
+        self, folder: Path, skipped: Skipped, prefix: str = ""
+    ) -> Iterator[tuple[Recording, NDArray[np.float64]]]:
+        """Every window [window, channel] with the recording that it is of.
+
+        Args:
+            folder: The folder.
+            skipped: Gets what cannot be used.
+            prefix: Comes before the names of settings in messages.
+
+        Raises:
+            ConfigError: A column is missing, or the table.
+        """
+        for recording in self._recordings(folder, skipped, prefix):
             starts = range(0, len(recording.samples) - self.window + 1, self.hop or self.window)
             if not starts:
                 skipped.add("shorter than a window", recording.name)
             for start in starts:
-                window = recording.samples[start : start + self.window]
-                if label < 0:
-                    skipped.add("unknown answer", f"{recording.name} ({recording.answer!r})")
-                elif not np.isfinite(window).all():
-                    skipped.add("not a number", recording.name)
-                else:
-                    windows.append(window)
-                    labels.append(label)
-                    owners.append(recording.name)
-        test = divide(owners, labels, self.test_share, rng)
-        items = [_item(w) for w in normalise(windows, test)]
-        targets = np.array(labels, np.int64)
-        return usable(task, OwnTask(task, {"sensor": items}, targets, test, skipped), folder)
+                yield recording, recording.samples[start : start + self.window]
 
-    def _recordings(self, task: str, folder: Path, skipped: Skipped) -> Iterator[Recording]:
-        listed, key = folder / self.csv, f"data.{task}.csv"
+    def _recordings(self, folder: Path, skipped: Skipped, prefix: str) -> Iterator[Recording]:
+        listed, key = folder / self.csv, f"{prefix}csv"
         given: list[tuple[str, str | None]]
         if listed.is_file() or "csv" in self.model_fields_set:
             table = read_table(listed, key)
@@ -100,13 +93,40 @@ class SeriesCsv(OwnKind):
             if not channels:
                 channels = self.channels or tuple(c for c in table.columns if c != ANSWER)
                 need_columns(table, own, key)
-                need_columns(table, channels, f"data.{task}.channels")
+                need_columns(table, channels, f"{prefix}channels")
             if lost := [c for c in (*own, *channels) if c not in table.columns]:
                 skipped.add(f"without column {', '.join(lost)}", name)
             elif answer is None:
                 yield from _stretches(table, channels)
             else:
                 yield Recording(name, answer, _samples(table.rows, channels))
+
+
+class SeriesCsv(SeriesFolder, OwnKind):
+    """Windows of recordings, each with one answer."""
+
+    modalities: ClassVar[tuple[str, ...]] = ("sensor",)
+
+    def read(self, task: str, folder: Path, rng: np.random.Generator) -> OwnTask:
+        """Read every recording and cut it."""
+        answers, skipped = vocabulary(task), Skipped()
+        windows: list[NDArray[np.float64]] = []
+        labels: list[int] = []
+        owners: list[str] = []
+        for recording, window in self.cut(folder, skipped, f"data.{task}."):
+            label = answers.get(normalised(recording.answer), -1)
+            if label < 0:
+                skipped.add("unknown answer", f"{recording.name} ({recording.answer!r})")
+            elif not np.isfinite(window).all():
+                skipped.add("not a number", recording.name)
+            else:
+                windows.append(window)
+                labels.append(label)
+                owners.append(recording.name)
+        test = divide(owners, labels, self.test_share, rng)
+        items = [_item(w) for w in normalise(windows, test)]
+        targets = np.array(labels, np.int64)
+        return usable(task, OwnTask(task, {"sensor": items}, targets, test, skipped), folder)
 
 
 def normalise(

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from hffm_flower.data.answers import normalised
 from hffm_flower.data.dataset import Indices, Item, Split, no_modality
 from hffm_flower.errors import ConfigError
 from hffm_flower.sections import Section
@@ -116,11 +117,6 @@ class OwnKind(Section, ABC):
         Raises:
             ConfigError: The folder holds nothing that can be used, or not in this form.
         """
-
-
-def normalised(answer: str) -> str:
-    """An answer as it is compared: without regard to case and white space."""
-    return " ".join(answer.split()).casefold()
 
 
 def vocabulary(task: str) -> dict[str, int]:

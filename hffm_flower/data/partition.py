@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from hffm_flower.data import DATASETS
 from hffm_flower.data.dataset import Dataset, Split
-from hffm_flower.errors import ConfigError, one_of
+from hffm_flower.errors import ConfigError
 from hffm_flower.profile import NodeProfile
 from hffm_flower.seeding import generator, stream_seed
-from hffm_flower.tasks import TASKS, TaskSpec
+from hffm_flower.tasks import TaskSpec, spec_of
 
 Shards = tuple[NDArray[np.int64], ...]
 EMPTY: Final = np.empty(0, dtype=np.int64)
@@ -121,7 +121,7 @@ def partition(
 def _checked(tasks: Sequence[str], encoders_serve: Collection[str]) -> dict[str, TaskSpec]:
     if not tasks or len(set(tasks)) < len(tasks):
         raise ConfigError(f"tasks must be given, each once, not: {list(tasks)}", key="data.tasks")
-    specs = {t: TASKS[one_of("task", t, TASKS, key="data.tasks")] for t in tasks}
+    specs = {t: spec_of(t) for t in tasks}
     for task, spec in specs.items():
         for modality in spec.required:
             if modality not in encoders_serve:

@@ -13,6 +13,7 @@ from hffm_flower.models.encoders import ENCODERS
 from hffm_flower.modules import ModuleKey, ModuleKind
 from hffm_flower.profile import NodeProfile
 from hffm_flower.schedule import Schedule, Scope
+from hffm_flower.tasks import spec_of
 from hffm_flower.topology import Clusters
 from hffm_flower.tree import groups_of, plant
 
@@ -53,7 +54,7 @@ def check(config: RunConfig) -> Plan:
 
 
 def _check(config: RunConfig) -> Plan:
-    from clients.resident import all_profiles
+    from clients.resident import all_profiles, check_windows
     from clients.spec import model_spec, resting
     from hffm_flower.accelerator import check_gpu_share, choose_device
     from hffm_flower.models.parts import module_keys
@@ -64,9 +65,9 @@ def _check(config: RunConfig) -> Plan:
     spec = model_spec(config)
     served = config.encoder_names()
     for task in config.data.tasks:
-        one_of("task", task, TASKS, key="data.tasks")
-        one_of("data set", TASKS[task].dataset, DATASETS, key="data.tasks")
-        for modality in TASKS[task].required:
+        asks = spec_of(task)
+        one_of("data set", asks.dataset, DATASETS, key="data.tasks")
+        for modality in asks.required:
             if modality not in served:
                 raise ConfigError(
                     f"no encoder serves modality {modality!r}, which task {task!r} requires; "
@@ -82,6 +83,7 @@ def _check(config: RunConfig) -> Plan:
     for asset in sorted(assets_of(config)):
         asset_root(asset)
     profiles = all_profiles(config)
+    check_windows(config)
     keys = tuple(module_keys(p.tasks, p.modalities, spec, p.experts) for p in profiles)
     if spec.tune:
         check_tails(config)

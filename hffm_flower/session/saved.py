@@ -28,7 +28,7 @@ from hffm_flower.result import summarise, task_facts
 from hffm_flower.runfiles import MODEL, RunFiles
 from hffm_flower.schedule import METHODS
 from hffm_flower.session.preflight import check
-from hffm_flower.tasks import TASKS
+from hffm_flower.tasks import TASKS, difference
 
 RawInput = str | NDArray[np.float32] | Image.Image
 
@@ -253,11 +253,14 @@ def config_of(files: RunFiles) -> RunConfig:
     """Settings of a run, without its folders.
 
     Raises:
-        OutputError: The folder holds no finished run.
+        OutputError: The folder holds no finished run, or its tasks are others here.
     """
     saved = files.result()
-    flat = saved["config"]
+    flat, told = saved["config"], saved.get("tasks", {})
     assert isinstance(flat, Mapping)
+    assert isinstance(told, Mapping)
+    if odd := difference(told):
+        raise OutputError(f"the run in {str(files.root)!r} had other tasks: {odd}")
     return RunConfig.from_flwr({**flat, "paths.state": "", "paths.out": ""})
 
 

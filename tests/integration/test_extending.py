@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from clients import resident
+from clients import resident, shares
 from clients.client_app import app
 from hffm_flower.config import RunConfig
 from hffm_flower.data import DATASETS, TASKS
@@ -48,7 +48,7 @@ def extended(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
                 assert name not in REGISTRIES[registry]
                 monkeypatch.setitem(REGISTRIES[registry], name, value)
                 added[registry] = name
-    caches = (resident._partition, resident._dataset, resident._encoder, resident._frozen)
+    caches = (shares.drawn_partition, shares.opened, resident._encoder, resident._frozen)
     for kept in caches:
         kept.cache_clear()
     yield added

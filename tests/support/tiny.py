@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from clients import resident
+from clients import resident, shares
 from clients.examples import TaskData
 from clients.spec import model_spec
 from hffm_flower.config import RunConfig
@@ -189,7 +189,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> None:
 def forget() -> None:
     """Empty what a device process keeps between messages."""
     for kept in (
-        resident._partition, resident._dataset, resident._encoder, resident._frozen,
+        shares.drawn_partition, shares.opened, resident._encoder, resident._frozen,
         resident.own_data, resident._profiles,
     ):  # fmt: skip
         kept.cache_clear()

@@ -5,11 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from hffm_flower.tasks import TASKS, TaskSpec, definition, definitions, difference
+from hffm_flower.errors import ConfigError
+from hffm_flower.tasks import (
+    PACKAGED,
+    TASK_FILE,
+    TASKS,
+    TaskSpec,
+    data_folder,
+    definition,
+    definitions,
+    difference,
+    spec_of,
+)
 
 WATCH = TASKS["watch7"]
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
@@ -68,3 +80,83 @@ def test_definitions_of_all_tasks_differ() -> None:
 )
 def test_other_forms_are_differences(theirs: Mapping[str, Any], why: str) -> None:
     assert difference(theirs).startswith(why)
+
+
+def task_file(folder: Path, name: str, text: str) -> None:
+    (folder / name).mkdir(parents=True)
+    (folder / name / TASK_FILE).write_text(text)
+
+
+SPEC = """dataset = "prepared"
+head = "classification"
+required = ["image"]
+optional = []
+answers = ["a", "b"]
+chance = 0.5
+content = "0123456789abcdef0123"
+root = "/data"
+[inputs]
+image = "image"
+"""
+
+
+def test_prepared_tasks_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(TASKS) == list(PACKAGED)
+    monkeypatch.setenv("HFFM_DATA", str(tmp_path / "tasks"))
+    assert list(TASKS) == list(PACKAGED)
+    for name in ("b2", "a2", ".a2.x7", "watch7"):
+        task_file(tmp_path / "tasks", name, SPEC)
+    (tmp_path / "tasks" / "half").mkdir()
+    task_file(tmp_path, "outside", SPEC)
+    assert list(TASKS) == [*PACKAGED, "a2", "b2"]
+    assert len(TASKS) == len(PACKAGED) + 2
+    assert TASKS["watch7"] == WATCH
+    spec = TASKS["a2"]
+    assert (spec.answers, spec.inputs, spec.synthetic) == (("a", "b"), {"image": "image"}, False)
+    assert definition("a2")["examples"] == "digest 0123456789abcdef"
+    assert "examples" not in definition("watch7")
+    for name in (".a2.x7", "half", "../outside", "outside", "", ".", "a2/", "\0"):
+        assert name not in TASKS
+    with pytest.raises(
+        ConfigError, match=r"unknown task 'a3'; allowed: .*, a2, b2; 'hffm data prepare'"
+    ):
+        spec_of("a3", key="data.x")
+
+
+def test_the_folder_of_prepared_tasks_is_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("HFFM_DATA")
+    assert data_folder() == tmp_path / ".local" / "share" / "hffm-flower" / "tasks"
+    monkeypatch.setenv("HFFM_DATA", "~/mine")
+    assert data_folder() == tmp_path / "mine"
+    monkeypatch.setenv("HFFM_DATA", "mine")
+    with pytest.raises(ConfigError, match="HFFM_DATA='mine' must be an absolute path"):
+        list(TASKS)
+
+
+def test_a_changed_task_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HFFM_DATA", str(tmp_path))
+    task_file(tmp_path, "a2", SPEC)
+    assert len(TASKS["a2"].answers) == 2
+    (tmp_path / "a2" / TASK_FILE).write_text(SPEC.replace('"a", "b"', '"a", "b", "c"'))
+    assert len(TASKS["a2"].answers) == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("chance = 0.5\n", "", "chance: Field required"),
+        ('["a", "b"]', "3", "answers: Input should be a valid tuple"),
+        ("[inputs]", "[inputs", "Expected ']'"),
+    ],
+)
+def test_a_damaged_task_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, why: str
+) -> None:
+    monkeypatch.setenv("HFFM_DATA", str(tmp_path))
+    task_file(tmp_path, "a2", SPEC.replace(old, new))
+    with pytest.raises(ConfigError, match=rf"a2/task.toml' is no task \({why}") as caught:
+        TASKS["a2"]
+    assert "prepare it again" in str(caught.value)

@@ -8,15 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from clients import resident
-from clients.resident import (
-    Device,
-    all_profiles,
-    encoder_of,
-    frozen_layers,
-    label_counts,
-    shared_partition,
-)
+from clients import shares
+from clients.resident import Device, all_profiles, encoder_of, frozen_layers, label_counts
+from clients.shares import shared_partition
 from clients.spec import model_spec
 from hffm_flower.config import RunConfig
 from hffm_flower.data.partition import Partition
@@ -67,7 +61,7 @@ def test_a_partition_is_drawn_once_and_read_by_other_processes(
     def drawn(**settings: object) -> Partition:
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr(resident, "partition", drawn)
+    monkeypatch.setattr(shares, "partition", drawn)
     assert same(shared_partition(tiny), first)
     assert file_of(tiny).read_bytes() == written
     # Settings that do not touch the data share the file, others do not.

@@ -33,7 +33,8 @@ WRONG: dict[str, tuple[Tables, list[str]]] = {
     ),
     "kind": (
         {"tiny-vqa": {"kind": "image", "path": "shots"}},
-        ["data.tiny-vqa.kind (from", "unknown kind 'image'", "allowed: image-csv, series-csv"],
+        ["data.tiny-vqa.kind (from", "unknown kind 'image'",
+         "allowed: hf-datasets, image-csv, series-csv"],
     ),
     "no kind": ({"tiny-vqa": {"path": "shots"}}, ["data.tiny-vqa.kind", "unknown kind ''"]),
     "kind of another modality": (
