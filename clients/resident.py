@@ -29,7 +29,13 @@ from hffm_flower.data.partition import Partition, partition
 from hffm_flower.data.partition_file import load_partition, save_partition
 from hffm_flower.errors import ConfigError
 from hffm_flower.models.backbones import BACKBONES
-from hffm_flower.models.encoders import ENCODERS, Encoder, FeatureCache, Weights
+from hffm_flower.models.encoders import (
+    Encoder,
+    FeatureCache,
+    Precision,
+    Weights,
+    encoder_type,
+)
 from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.models.parts import module_keys
 from hffm_flower.modules import ModuleKey, ModuleKind
@@ -94,8 +100,16 @@ def _dataset(task: str, train_per_answer: int, test_per_answer: int, seed: int) 
 
 
 @lru_cache(maxsize=16)
-def _encoder(name: str, weights: Weights, seed: int, device: torch.device, cut: int) -> Encoder:
-    return ENCODERS[name](weights, seed, device, cut)
+def _encoder(
+    modality: str,
+    name: str,
+    precision: Precision,
+    weights: Weights,
+    seed: int,
+    device: torch.device,
+    cut: int,
+) -> Encoder:
+    return encoder_type(modality, name, precision=precision)(weights, seed, device, cut)
 
 
 @lru_cache(maxsize=4)
@@ -243,7 +257,8 @@ def encoder_of(config: RunConfig, modality: str, on: torch.device) -> Encoder:
     """The encoder of a modality, loaded once per process."""
     name, tuning = config.encoder_names()[modality], tunings_of(config).get(modality)
     cut = tuning.blocks if tuning else 0
-    return _encoder(name, config.model.weights, _weight_seed(config), on, cut)
+    model, seed = config.model, _weight_seed(config)
+    return _encoder(modality, name, model.encoder_precision, model.weights, seed, on, cut)
 
 
 def _weight_seed(config: RunConfig) -> int:
