@@ -163,7 +163,7 @@ class Checkpoint:
             with quiet(), torch.random.fork_rng(devices=[]):
                 network, told = family.from_pretrained(
                     self.folder, local_files_only=True, dtype=torch.float32,
-                    output_loading_info=True, **changes,
+                    output_loading_info=True, ignore_mismatched_sizes=True, **changes,
                 )  # fmt: skip
         except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
             raise ConfigError(
@@ -175,6 +175,14 @@ class Checkpoint:
             raise ConfigError(
                 f"weights of checkpoint {self.source!r} in {self.folder} lack {len(lacking)} "
                 f"tensors of {family.__name__}, e.g. {lacking[0]}",
+                key=self.key,
+            )
+        if odd := sorted(told["mismatched_keys"]):
+            name, found, wanted = odd[0]
+            raise ConfigError(
+                f"weights of checkpoint {self.source!r} in {self.folder} are not those of its "
+                f"{CONFIG}: {len(odd)} tensors have other shapes, e.g. {name} {list(found)}, which "
+                f"is to be {list(wanted)}",
                 key=self.key,
             )
         made: nn.Module = network

@@ -37,12 +37,13 @@ from tests.support.checkpoints import (
     MAKERS,
     SIDE,
     WIDTH,
-    change_config,
     make_bert,
     make_vit,
+    make_wav2vec2,
     make_wav2vec2_stable,
     make_whisper,
     square,
+    word_pieces,
 )
 from tests.support.raw_items import items
 
@@ -314,17 +315,19 @@ def refused(modality: str, folder: Path) -> str:
 
 
 def test_what_does_not_fit_the_network_is_refused_at_once(tmp_path: Path) -> None:
-    vit, bert, whisper = (
-        make(tmp_path / make.__name__) for make in (make_vit, make_bert, make_whisper)
+    vit, bert, sound = (
+        make(tmp_path / make.__name__) for make in (make_vit, make_bert, make_wav2vec2)
     )
-    change_config(bert, vocab_size=11)
-    assert "22 tokens for an embedding of 11" in refused("text", bert)
+    tokenizer = word_pieces()
+    tokenizer.add_tokens(["more"])
+    tokenizer.save_pretrained(bert)
+    assert "23 tokens for an embedding of 22" in refused("text", bert)
     processor = square("ViTImageProcessorPil")
     processor.size = {"shortest_edge": SIDE}
     processor.save_pretrained(vit)
     assert "keeps a picture's shape ([3, 32, 42] and [3, 42, 32]" in refused("image", vit)
-    transformers.WhisperFeatureExtractor(80, sampling_rate=8000).save_pretrained(whisper)
-    assert "reads 8000 samples a second; allowed: 16000" in refused("audio", whisper)
+    transformers.Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(sound)
+    assert "reads 8000 samples a second; allowed: 16000" in refused("audio", sound)
 
 
 def test_mel_bands_of_another_network_are_refused(tmp_path: Path) -> None:
