@@ -274,7 +274,7 @@ def _hub_folder(source: str, repository: str, revision: str | None, *, key: str)
     if isinstance(held, str):
         return Path(held).parent
     with _asking(source, (CONFIG,), key):
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=SMALL))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=[*SMALL]))
 
 
 @contextlib.contextmanager

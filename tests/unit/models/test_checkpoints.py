@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -127,13 +129,13 @@ def test_fingerprint_is_of_contents_and_each_file_is_read_once(
 ) -> None:
     assert find(bert).fingerprint == find(made).fingerprint
     read: list[str] = []
-    digest = checkpoints.hashlib.file_digest
+    digest = hashlib.file_digest
 
-    def noted(file: object, kind: str) -> object:
+    def noted(file: BinaryIO, kind: str) -> object:
         read.append(kind)
-        return digest(file, kind)  # type: ignore[arg-type]
+        return digest(file, kind)
 
-    monkeypatch.setattr(checkpoints.hashlib, "file_digest", noted)
+    monkeypatch.setattr(hashlib, "file_digest", noted)
     first = find(bert).fingerprint
     assert find(bert).fingerprint == first
     assert read == []
