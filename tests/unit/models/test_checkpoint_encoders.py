@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -269,6 +270,8 @@ def test_another_architecture_or_modality_is_refused(named: Named) -> None:
         encoder_type("text", "lite0")
     with pytest.raises(ConfigError, match=r"unknown encoder 'vit'; allowed: lite0, .*, hf:"):
         encoder_type("image", "vit")
+    with pytest.raises(ConfigError, match=r"'/my models/vit' has spaces"):
+        encoder_type("image", "hf:/my models/vit")
     assert encoder_type("image", "lite0", precision="bf16") is ENCODERS["lite0"]
 
 
@@ -326,6 +329,24 @@ def test_what_does_not_fit_the_network_is_refused_at_once(tmp_path: Path) -> Non
     assert "keeps a picture's shape ([3, 32, 42] and [3, 42, 32]" in refused("image", vit)
     transformers.Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(sound)
     assert "reads 8000 samples a second; allowed: 16000" in refused("audio", sound)
+
+
+@pytest.mark.parametrize(
+    ("modality", "make"), [("image", make_vit), ("text", make_bert), ("audio", make_whisper)]
+)
+def test_a_folder_needs_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modality: str, make: Callable[..., Path]
+) -> None:
+    folder = make(tmp_path / "made")
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        pytest.fail("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    made = encoder_type(modality, f"hf:{folder}")("pretrained", 0, CPU)
+    assert isinstance(made, CheckpointEncoder)
+    made.check()
 
 
 def test_mel_bands_of_another_network_are_refused(tmp_path: Path) -> None:
