@@ -200,6 +200,11 @@ def find_checkpoint(source: str, *, allowed: Collection[str], key: str) -> Check
     Raises:
         ConfigError: There is none, or it is of another architecture.
     """
+    if any(map(str.isspace, source)):
+        raise ConfigError(
+            f"{source!r} has spaces, which part the words of a setting; name a folder without",
+            key=key,
+        )
     local = Path(source).expanduser()
     repository, _, revision = source.partition("@")
     if local.is_dir():

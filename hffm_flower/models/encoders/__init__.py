@@ -75,9 +75,4 @@ def encoder_type(modality: str, name: str, *, precision: Precision = "fp32") -> 
 def _of_checkpoint(modality: str, source: str, precision: Precision) -> type[Encoder]:
     what = "modality of a checkpoint"
     one_of(what, modality, CHECKPOINT_ENCODERS, key="model.encoders")
-    if any(map(str.isspace, source)):
-        raise ConfigError(
-            f"{source!r} has spaces, which part the words of a setting; name a folder without",
-            key="model.encoders",
-        )
     return cast("type[Encoder]", CHECKPOINT_ENCODERS[modality].of(source, precision))

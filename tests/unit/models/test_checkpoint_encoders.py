@@ -270,8 +270,6 @@ def test_another_architecture_or_modality_is_refused(named: Named) -> None:
         encoder_type("text", "lite0")
     with pytest.raises(ConfigError, match=r"unknown encoder 'vit'; allowed: lite0, .*, hf:"):
         encoder_type("image", "vit")
-    with pytest.raises(ConfigError, match=r"'/my models/vit' has spaces"):
-        encoder_type("image", "hf:/my models/vit")
     assert encoder_type("image", "lite0", precision="bf16") is ENCODERS["lite0"]
 
 

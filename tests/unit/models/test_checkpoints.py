@@ -64,8 +64,10 @@ def test_what_is_no_checkpoint_is_told(bert: Path, tmp_path: Path, unplugged: No
     for source in ("bert", "/no/such/folder", "./none", "~/none", "a/b/c"):
         with pytest.raises(ConfigError, match=f"no folder '{source}'.* owner/name"):
             find(source)
-    with pytest.raises(ConfigError, match="'a b/c' is no model of the hub"):
-        find("a b/c")
+    with pytest.raises(ConfigError, match="'/a b/c' has spaces"):
+        find("/a b/c")
+    with pytest.raises(ConfigError, match=r"'a:b/c' is no model of the hub"):
+        find("a:b/c")
     with pytest.raises(ConfigError, match=r"holds no checkpoint: .*config.json is missing"):
         find(tmp_path)
     with pytest.raises(ConfigError, match="is 'bert'; allowed here: dinov2, vit") as caught:
