@@ -222,7 +222,7 @@ def find_checkpoint(source: str, *, allowed: Collection[str], key: str) -> Check
     else:
         folder = _hub_folder(source, repository, revision or None, key=key)
     try:
-        model_type = json.loads((folder / CONFIG).read_text("utf-8")).get("model_type", "")
+        model_type = str(json.loads((folder / CONFIG).read_text("utf-8")).get("model_type", ""))
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"{folder / CONFIG} cannot be read: {error}", key=key) from error
     if model_type not in allowed:
