@@ -27,7 +27,13 @@ from hffm_flower.data.dataset import Dataset, Item, Split
 from hffm_flower.data.own import OwnData, read_own
 from hffm_flower.errors import ConfigError
 from hffm_flower.models.backbones import BACKBONES
-from hffm_flower.models.encoders import ENCODERS, Encoder, FeatureCache, Weights
+from hffm_flower.models.encoders import (
+    Encoder,
+    FeatureCache,
+    Precision,
+    Weights,
+    encoder_type,
+)
 from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.models.parts import module_keys
 from hffm_flower.modules import ModuleKey, ModuleKind
@@ -35,8 +41,16 @@ from hffm_flower.profile import NodeProfile
 
 
 @lru_cache(maxsize=16)
-def _encoder(name: str, weights: Weights, seed: int, device: torch.device, cut: int) -> Encoder:
-    return ENCODERS[name](weights, seed, device, cut)
+def _encoder(
+    modality: str,
+    name: str,
+    precision: Precision,
+    weights: Weights,
+    seed: int,
+    device: torch.device,
+    cut: int,
+) -> Encoder:
+    return encoder_type(modality, name, precision=precision)(weights, seed, device, cut)
 
 
 @lru_cache(maxsize=4)
@@ -199,7 +213,8 @@ def encoder_of(config: RunConfig, modality: str, on: torch.device) -> Encoder:
     """The encoder of a modality, loaded once per process."""
     name, tuning = config.encoder_names()[modality], tunings_of(config).get(modality)
     cut = tuning.blocks if tuning else 0
-    return _encoder(name, config.model.weights, _weight_seed(config), on, cut)
+    model, seed = config.model, _weight_seed(config)
+    return _encoder(modality, name, model.encoder_precision, model.weights, seed, on, cut)
 
 
 def _weight_seed(config: RunConfig) -> int:

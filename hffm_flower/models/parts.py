@@ -11,7 +11,7 @@ from typing import Final, Literal
 from hffm_flower.errors import ConfigError, one_of
 from hffm_flower.lora import Scaling
 from hffm_flower.models.backbones import BACKBONES
-from hffm_flower.models.encoders import ENCODERS
+from hffm_flower.models.encoders import encoder_type
 from hffm_flower.models.encoders.encoder import Stream
 from hffm_flower.models.encoders.tails import Tuning
 from hffm_flower.modules import ModuleKey, ModuleKind
@@ -96,7 +96,7 @@ class ModelSpec:
 
     Attributes:
         backbone: Name in `BACKBONES`.
-        encoders: Modality -> name in `ENCODERS`.
+        encoders: Modality -> name, as `encoder_type` takes it.
         weights: Frozen weights: pretrained, or drawn from ``seed``.
         adapter_rank: Width of a bottleneck: of the adapters, of the experts.
         seed: The run's seed; every initial value comes from it.
@@ -134,12 +134,7 @@ class ModelSpec:
         """
         one_of("backbone", self.backbone, BACKBONES, key="model.backbone")
         for modality, name in self.encoders.items():
-            one_of("encoder", name, ENCODERS, key="model.encoders")
-            if ENCODERS[name].modality != modality:
-                raise ConfigError(
-                    f"encoder {name!r} reads {ENCODERS[name].modality}, not {modality}",
-                    key="model.encoders",
-                )
+            encoder_type(modality, name)
         self._check_adapter()
         for modality, tuning in self.tune.items():
             if modality not in self.encoders:
@@ -147,7 +142,7 @@ class ModelSpec:
                     f"{modality!r} has no encoder; tuned can be: {', '.join(self.encoders)}",
                     key="model.tune",
                 )
-            ENCODERS[self.encoders[modality]].cut_streams(tuning.blocks)
+            encoder_type(modality, self.encoders[modality]).cut_streams(tuning.blocks)
         for name in self.prompts:
             one_of("prompt", name, PROMPTS, key="model.prompts")
 
@@ -175,7 +170,7 @@ class ModelSpec:
             ConfigError: The modality's encoder has no such stream.
         """
         encoder = self.encoders[modality]
-        streams = ENCODERS[encoder].streams
+        streams = encoder_type(modality, encoder).streams
         one_of(f"stream of encoder {encoder!r}", name, streams, key="model.encoders")
         return streams[name]
 
@@ -183,7 +178,7 @@ class ModelSpec:
         """Whether a stream passes through a part of its encoder that is trained."""
         if modality not in self.tune:
             return False
-        encoder = ENCODERS[self.encoders[modality]]
+        encoder = encoder_type(modality, self.encoders[modality])
         return stream in encoder.passing(self.tune[modality].blocks)
 
 
