@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.channels import peer_address
-from clients.evaluator import evaluate
+from clients.evaluator import tally
 from clients.exchange import train_among_peers
 from clients.resident import Device, own_data
 from clients.store import DeviceStore
@@ -160,8 +160,7 @@ def evaluate_round(message: Message, context: Context) -> Message:
         model, _, _ = _assemble(message, context, device, before=t + 1)
         scores: dict[str, int | float | list[int] | list[float]] = {
             f"{split}/{task}": [float(s.correct), float(s.total), s.value]
-            for split in ("iid", "skewed")
-            for task, s in evaluate(model, device.test_data(split)).items()
+            for split, task, s in tally(model, device.train_data(), device.tests())
         }
     return Message(RecordDict({"scores": MetricRecord(scores)}), reply_to=message)
 

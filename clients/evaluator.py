@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
+from torch import Tensor
 
 from clients.examples import TaskData
 from hffm_flower.models.multimodal import MultimodalModel
@@ -27,3 +29,36 @@ def evaluate(model: MultimodalModel, data: Iterable[TaskData]) -> dict[str, Scor
             score = score + Score(right, len(rows), value)
         scores[task] = score
     return scores
+
+
+@torch.inference_mode()
+def guesses(
+    model: MultimodalModel, train: Iterable[TaskData], tests: Iterable[TaskData]
+) -> dict[str, Score]:
+    """Score the best answers that look at no input, of tasks whose chance is not exact.
+
+    Args:
+        model: It has the heads.
+        train: Training examples, whose targets the answers may know.
+        tests: What is to be answered.
+    """
+    known: defaultdict[str, list[Tensor]] = defaultdict(list)
+    for part in train:
+        known[part.task].append(part.targets)
+    scores: dict[str, Score] = {}
+    for part in (p for p in tests if p.task in known and len(p)):
+        marks = model.head(part.task).guess(torch.cat(known[part.task]), part.targets)
+        if marks is not None:
+            right, value = marks
+            scores[part.task] = scores.get(part.task, Score()) + Score(right, len(part), value)
+    return scores
+
+
+def tally(
+    model: MultimodalModel, train: Iterable[TaskData], tests: Mapping[str, Iterable[TaskData]]
+) -> Iterator[tuple[str, str, Score]]:
+    """Split, task and counts of all that a device reports, the ``guess`` on split ``iid`` too."""
+    for split, data in tests.items():
+        yield from ((split, task, score) for task, score in evaluate(model, data).items())
+    for task, score in guesses(model, train, tests["iid"]).items():
+        yield "guess", task, score

@@ -22,7 +22,7 @@ class TaskData:
     Attributes:
         task: Name in `TASKS`.
         inputs: Stream -> tokens of the n examples, for the modalities that the device has.
-        targets: Classes int64 [n], or boxes float32 [n, 4].
+        targets: What the head is to answer, in its form, e.g. classes int64 [n].
     """
 
     task: str
@@ -32,7 +32,7 @@ class TaskData:
     @property
     def modalities(self) -> frozenset[str]:
         """Modalities that the examples have."""
-        return frozenset(m for m, s in TASKS[self.task].inputs.items() if s in self.inputs)
+        return frozenset(m for m, s in TASKS[self.task].fused.items() if s in self.inputs)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -41,7 +41,7 @@ class TaskData:
         """The same examples, as if the device did not have ``modalities``."""
         if not modalities:
             return self
-        gone = {s for m, s in TASKS[self.task].inputs.items() if m in modalities}
+        gone = {s for m, s in TASKS[self.task].fused.items() if m in modalities}
         kept = {s: t for s, t in self.inputs.items() if s not in gone}
         return TaskData(self.task, kept, self.targets)
 
@@ -102,6 +102,7 @@ def load_task(
     encoders: Mapping[str, Encoder],
     modalities: Collection[str],
     cache: FeatureCache,
+    finder: Encoder | None = None,
 ) -> TaskData:
     """Load a device's examples ``indices`` of a task, encoded.
 
@@ -113,6 +114,7 @@ def load_task(
         encoders: Modality -> its encoder.
         modalities: What the device has; nothing else is read.
         cache: Where tokens are kept.
+        finder: Encoder of the modality that the task is to find, whole.
 
     Raises:
         ConfigError: The device or the encoders lack a modality that the task requires.
@@ -128,11 +130,23 @@ def load_task(
             key="data.tasks",
         )
     inputs = {}
-    for modality in usable:
+    for modality in (m for m in usable if m in spec.fused):
         stream = spec.inputs[modality]
         items = dataset.items(modality, split, indices)
         inputs[stream] = cache.features(encoders[modality], items)[stream]
-    return TaskData(task, inputs, torch.from_numpy(dataset.targets(split, indices)))
+    targets = torch.from_numpy(dataset.targets(split, indices))
+    if finder is not None:
+        distinct, at = torch.unique(targets, return_inverse=True)
+        items = dataset.items(spec.target, split, distinct.numpy())
+        targets = mean_tokens(cache.features(finder, items)[spec.inputs[spec.target]])[at]
+    return TaskData(task, inputs, targets)
+
+
+def mean_tokens(tokens: Tokens) -> Tensor:
+    """Mean [N, D] of the tokens that are there."""
+    there = tokens.mask[:, :, None]
+    mean: Tensor = (tokens.values * there).sum(1) / there.sum(1).clamp_min(1)
+    return mean
 
 
 def pool(parts: Iterable[TaskData]) -> list[TaskData]:

@@ -169,6 +169,10 @@ class Device:
         """
         return self._kept(split, "test", "test_iid" if split == "iid" else "test_skewed")
 
+    def tests(self) -> dict[str, list[TaskData]]:
+        """`test_data` of both splits."""
+        return {split: self.test_data(split) for split in ("iid", "skewed")}
+
     def _kept(self, name: str, split: Split, shards: str) -> list[TaskData]:
         """Examples as this process has them in memory, loaded if it has not."""
         if self.own is not None:
@@ -195,9 +199,11 @@ class Device:
                 dataset = dataset_of(self.config, task)
                 indices = getattr(shared_partition(self.config), shards)[task][self.profile.index]
             if len(indices):
+                target = TASKS[task].target
+                finder = encoder_of(self.config, target, self.on, whole=True) if target else None
                 part = load_task(
                     task, dataset, split=split, indices=indices, encoders=encoders,
-                    modalities=self._held(task), cache=cache,
+                    modalities=self._held(task), cache=cache, finder=finder,
                 )  # fmt: skip
                 loaded.append(part.to(self.on))
         return loaded
@@ -209,10 +215,12 @@ def frozen_layers(config: RunConfig, on: torch.device) -> nn.Module:
     return _frozen(model.backbone, model.weights, _weight_seed(config), on)
 
 
-def encoder_of(config: RunConfig, modality: str, on: torch.device) -> Encoder:
-    """The encoder of a modality, loaded once per process."""
+def encoder_of(
+    config: RunConfig, modality: str, on: torch.device, *, whole: bool = False
+) -> Encoder:
+    """The encoder of a modality, loaded once per process; ``whole``: with last blocks tuned too."""
     name, tuning = config.encoder_names()[modality], tunings_of(config).get(modality)
-    cut = tuning.blocks if tuning else 0
+    cut = tuning.blocks if tuning and not whole else 0
     model, seed = config.model, _weight_seed(config)
     return _encoder(modality, name, model.encoder_precision, model.weights, seed, on, cut)
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Self
+from typing import Final, Self
+
+LOWEST_VALUE: Final = -100.0
+"""Of an example, in the finer measure; so that no device can claim less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +20,9 @@ class Score:
     """Evaluation counts of a task.
 
     Attributes:
-        correct: Right answers (boxes: IoU > 0.5) [examples].
+        correct: Right answers (what counts as right: `TaskSpec.hit`) [examples].
         total: Evaluated [examples].
-        value: Sum over examples of the finer measure (boxes: IoU; else = correct).
+        value: Sum over examples of the finer measure (`TaskSpec.measure`), each at most 1.
     """
 
     correct: int = 0
@@ -33,7 +36,11 @@ class Score:
 
 
 Scores = dict[str, dict[str, dict[str, Score]]]
-"""Model tier -> split (``iid``, ``skewed``) -> task -> counts."""
+"""Model tier -> split -> task -> counts.
+
+Splits: ``iid``, ``skewed``, and ``guess``: what the best answers that look at no input would get
+on the examples of ``iid``.
+"""
 
 
 @dataclass(slots=True)
@@ -124,14 +131,21 @@ class TaskFacts:
     """What a score needs to become a figure.
 
     Attributes:
-        chance: Accuracy of guessing; stands in for test examples nobody could evaluate.
+        chance: Accuracy of guessing where it is exact, else 0; stands in for test examples
+            nobody could evaluate.
         classes: Whether the task has answers to choose from (boxes have none).
         expected: Size of the test set over all devices [examples].
+        hit: What counts as right.
+        measure: Name of the finer measure; empty: there is none.
+        measure_chance: As ``chance``, of the finer measure.
     """
 
     chance: float
     classes: bool
     expected: int
+    hit: str = "accuracy"
+    measure: str = ""
+    measure_chance: float = 0.0
 
 
 def accuracy(score: Score, facts: TaskFacts) -> float:

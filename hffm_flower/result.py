@@ -28,6 +28,9 @@ def task_facts(tasks: Iterable[str], profiles: Iterable[NodeProfile]) -> dict[st
             chance=spec.chance,
             classes=bool(spec.answers),
             expected=sum(p.tests.get(task, 0) for p in known),
+            hit=TASKS[task].hit,
+            measure=TASKS[task].measure,
+            measure_chance=TASKS[task].measure_chance,
         )
         for task, spec in specs.items()
     }
@@ -130,12 +133,14 @@ def summarise(
     method has, pooled by examples; ``mean_global_cycle`` the mean of the edge models over
     the last cloud cycle, which a method cannot tune by when it is read. ``latency_s`` and
     ``energy_j`` are means over the edge rounds, ``bytes`` sums over the run, by class of links;
-    ``kind_bytes`` are the same bytes by kind of module.
+    ``kind_bytes`` are the same bytes by kind of module. ``per_task`` is the share of right answers,
+    of what ``hit`` says; ``measures`` has the finer figures, and ``chance`` what is reached without
+    looking at the inputs.
     """
     tier = highest_tier(reports)
     final = next((r for r in reversed(reports) if tier in r.scores), RoundReport(0))
     splits = final.scores.get(tier, {})
-    iid, skewed = splits.get("iid", {}), splits.get("skewed", {})
+    iid, skewed, guess = (splits.get(s, {}) for s in ("iid", "skewed", "guess"))
     expected = sum(f.expected for f in tasks.values())
     covered = sum(iid[t].total for t in tasks if t in iid)
     last = reports[-1].t if reports else 0
@@ -153,12 +158,20 @@ def summarise(
         "cycle_tier": lower,
         "mean_global_cycle": sum(cycle_means) / len(cycle_means) if cycle_means else None,
         "per_task": {t: accuracy(iid.get(t, Score()), f) for t, f in tasks.items()},
-        "mean_iou": {
-            t: iid[t].value / iid[t].total
+        "hit": {t: f.hit for t, f in tasks.items()},
+        "chance": {
+            t: guess[t].correct / guess[t].total if t in guess else f.chance
             for t, f in tasks.items()
-            if not f.classes and t in iid and iid[t].total
         },
-        "chance": {t: f.chance for t, f in tasks.items()},
+        "measures": {
+            t: {
+                "name": f.measure,
+                "value": iid[t].value / iid[t].total,
+                "chance": guess[t].value / guess[t].total if t in guess else f.measure_chance,
+            }
+            for t, f in tasks.items()
+            if f.measure and t in iid and iid[t].total
+        },
         "synthetic": [t for t in tasks if t in TASKS and TASKS[t].synthetic],
         "expected": {t: f.expected for t, f in tasks.items()},
         "uncovered": 1.0 - covered / expected if expected else 1.0,

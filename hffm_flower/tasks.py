@@ -35,9 +35,17 @@ class TaskSpec:
         required: Modalities without which a device cannot run the task.
         optional: Modalities that help where a device has them.
         answers: Class names in label order; empty where there are none, as for a box.
-        chance: Accuracy of guessing; 0 for a box.
+        chance: Share of right answers by guessing, where it is exact; 0 where it is measured.
         synthetic: Whether its inputs were made for it, by a program.
         content: Digest of the tables of a prepared task; empty for a packaged one.
+        hit: What counts as a right answer, as it is shown.
+        measure: Name of the finer measure; empty: there is none.
+        measure_chance: The finer measure by guessing, where ``chance`` is exact.
+        parts: What an answer without classes is made of: words of a caption, quantities with
+            their unit.
+        target: Modality that is not read but to be found: its tokens go to the head as targets.
+        scale: Mean and deviation in which a quantity is learnt; all nodes need the same.
+        horizon: Samples to forecast.
     """
 
     dataset: str
@@ -49,6 +57,18 @@ class TaskSpec:
     chance: float
     synthetic: bool = False
     content: str = ""
+    hit: str = "accuracy"
+    measure: str = ""
+    measure_chance: float = 0.0
+    parts: tuple[str, ...] = ()
+    target: str = ""
+    scale: tuple[float, float] = (0.0, 1.0)
+    horizon: int = 0
+
+    @property
+    def fused(self) -> dict[str, str]:
+        """Modality -> stream, of those that the model reads."""
+        return {m: s for m, s in self.inputs.items() if m != self.target}
 
 
 PACKAGED: Final[Mapping[str, TaskSpec]] = {
@@ -109,6 +129,69 @@ PACKAGED: Final[Mapping[str, TaskSpec]] = {
         optional=(),
         answers=(),
         chance=0.0,
+        hit="IoU > 0.5",
+        measure="mean IoU",
+    ),
+    "emoji-retrieval": TaskSpec(
+        dataset="emoji-names",
+        head="retrieval",
+        inputs={"image": "image", "text": "text"},
+        required=("image", "text"),
+        optional=(),
+        answers=(),
+        chance=1 / 20,
+        hit="recall@1 of 20",
+        measure="recall@5",
+        measure_chance=5 / 20,
+        target="text",
+    ),
+    "emoji-caption": TaskSpec(
+        dataset="emoji-captions",
+        head="caption",
+        inputs={"image": "image"},
+        required=("image",),
+        optional=(),
+        answers=(),
+        chance=0.0,
+        hit="exact match",
+        measure="mean BLEU",
+        parts=(
+            *("artist", "astronaut", "baby", "bald", "ball", "blond", "bouncing", "cane"),
+            *("climbing", "construction", "cook", "curly", "deaf", "detective", "elf", "facing"),
+            *("factory", "fairy", "farmer", "feeding", "firefighter", "frowning", "golfing"),
+            *("hair", "handball", "health", "in", "judge", "juggling", "kneeling", "lifting"),
+            *("lotus", "mage", "man", "manual", "mechanic", "motorized", "office", "officer"),
+            *("person", "pilot", "playing", "police", "polo", "position", "pregnant", "red"),
+            *("right", "room", "running", "scientist", "singer", "standing", "steamy", "student"),
+            *("superhero", "supervillain", "teacher", "technologist", "tuxedo", "vampire"),
+            *("walking", "water", "weights", "wheelchair", "white", "with", "woman", "worker"),
+            *("light", "medium-light", "medium", "medium-dark", "dark"),
+        ),
+    ),
+    "watch-rate": TaskSpec(
+        dataset="watch-rate",
+        head="regression",
+        inputs={"sensor": "sensor"},
+        required=("sensor",),
+        optional=(),
+        answers=(),
+        chance=0.0,
+        hit="within half a deviation",
+        measure="R2",
+        parts=("repetitions/min",),
+        scale=(35.0, 10.0),
+    ),
+    "watch-forecast": TaskSpec(
+        dataset="watch-forecast",
+        head="forecast",
+        inputs={"sensor": "sensor-channels"},
+        required=("sensor",),
+        optional=(),
+        answers=(),
+        chance=0.0,
+        hit="closer than persistence",
+        measure="R2",
+        horizon=15,
     ),
 }
 
@@ -202,15 +285,23 @@ _SPEC: Final = TypeAdapter(TaskSpec)
 def definition(task: str) -> dict[str, str]:
     """What all nodes must agree on of ``task``, short enough to send."""
     spec = TASKS[task]
-    answers = hashlib.sha256("\x1f".join(spec.answers).encode()).hexdigest()[:16]
     return {
-        "answers": f"{len(spec.answers)} (digest {answers})",
+        "answers": _listed(spec.answers),
+        "parts": _listed(spec.parts),
         "head": spec.head,
+        "target": spec.target,
+        "scale": f"{spec.scale}",
+        "horizon": f"{spec.horizon}",
         "inputs": " ".join(f"{modality}={stream}" for modality, stream in spec.inputs.items()),
         "required": " ".join(spec.required),
         "optional": " ".join(spec.optional),
         **({"examples": f"digest {spec.content[:16]}"} if spec.content else {}),
     }
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    digest = hashlib.sha256("\x1f".join(names).encode()).hexdigest()[:16]
+    return f"{len(names)} (digest {digest})"
 
 
 def definitions(tasks: Iterable[str]) -> dict[str, dict[str, str]]:

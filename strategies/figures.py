@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from hffm_flower.report import Score
+from hffm_flower.report import LOWEST_VALUE, Score
 from strategies.modular import Member
 
-SPLITS = ("iid", "skewed")
+SPLITS = ("iid", "skewed", "guess")
 
 
 def score_of(values: object) -> Score | None:
@@ -21,9 +21,11 @@ def plausible(score: Score, member: Member, split: str, task: str) -> bool:
     """Whether a device can have counted this: within its shard, of a task that it runs."""
     tests = member.tests
     known = tests is None or split not in SPLITS or task in tests or split == "skewed"
-    most = tests[task] if tests is not None and split == "iid" and task in tests else score.total
-    bounded = 0 <= score.correct <= score.total <= most and 0 <= score.value <= score.total + 1e-3
-    return known and bounded and split in SPLITS
+    shard = tests is not None and split != "skewed" and task in tests
+    most = tests[task] if tests is not None and shard else score.total
+    bounded = 0 <= score.correct <= score.total <= most
+    least = LOWEST_VALUE * score.total
+    return known and bounded and least <= score.value <= score.total + 1e-3 and split in SPLITS
 
 
 def scalar(value: object) -> float:

@@ -17,12 +17,10 @@ from rich.table import Table
 from hffm_flower.cli import options
 from hffm_flower.errors import ConfigError, Interrupted, one_of
 
-PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
-    "small": {"model.backbone": "small", "rounds": 24, "data.test-per-answer": 100},
-    "default": {"rounds": 24, "data.test-per-answer": 100},
-}
+LONGER: Final[Mapping[str, object]] = {"rounds": 24, "data.test-per-answer": 100}
+"""What comparisons have on top of a preset; T is a multiple of every default period."""
 SMOKE_ROUNDS: Final = 8
-"""A multiple of every default period."""
+"""So is this."""
 
 
 def compare_command(
@@ -53,7 +51,7 @@ def compare_command(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="small (quick backbone) or default; both 24 rounds.",
+            help=f"{', '.join(options.PRESETS)}; with 24 rounds (smoke: 8).",
             show_default="small; none with --variants",
         ),
     ] = None,
@@ -72,8 +70,11 @@ def compare_command(
         raise ConfigError("--methods and --variants exclude each other")
     if preset is None and variants is None:
         preset = "small"
-    base: dict[str, object] = dict(PRESETS[one_of("preset", preset, PRESETS)]) if preset else {}
-    base |= {**options.SMOKE, "rounds": SMOKE_ROUNDS} if smoke else {}
+    base: dict[str, object] = {}
+    if preset:
+        base = {**options.PRESETS[one_of("preset", preset, options.PRESETS)], **LONGER}
+    if smoke or preset == "smoke":
+        base |= {**options.PRESETS["smoke"], "rounds": SMOKE_ROUNDS}
     file, common = None, {}
     if variants is not None:
         from hffm_flower.session.variants import read_variants, variant_entries

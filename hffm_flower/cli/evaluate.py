@@ -45,12 +45,16 @@ def _figures(
     rows: list[tuple[str, float | None, float | None]] = []
     for name in ("mean_global", "mean_personal", "uncovered"):
         rows.append((name, _number(saved[name]), _number(again[name])))
-    for group in ("per_task", "mean_iou"):
-        old, new = saved[group], again[group]
-        assert isinstance(old, Mapping)
-        assert isinstance(new, Mapping)
-        rows += [(f"{group} {k}", _number(old.get(k)), _number(new.get(k))) for k in {**old, **new}]
+    for group in ("per_task", "measures"):
+        old, new = _values(saved.get(group)), _values(again.get(group))
+        rows += [(f"{group} {k}", old.get(k), new.get(k)) for k in {**old, **new}]
     return rows
+
+
+def _values(group: object) -> dict[str, float | None]:
+    """Task -> figure, of a table of figures or of named measures."""
+    assert isinstance(group, Mapping)
+    return {k: _number(v["value"] if isinstance(v, Mapping) else v) for k, v in group.items()}
 
 
 def _number(value: object) -> float | None:

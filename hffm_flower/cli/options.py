@@ -9,17 +9,31 @@ from typing import Annotated, Final
 import typer
 
 from hffm_flower.config import RunConfig
+from hffm_flower.errors import ConfigError, one_of
 
-SMOKE: Final[Mapping[str, object]] = {
-    "rounds": 4,
-    "tree.devices": 8,
-    "tree.edges": 2,
-    "data.train-per-answer": 30,
-    "data.test-per-answer": 15,
-    "model.backbone": "small",
-    "train.local-epochs": 2,
+PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
+    "default": {},
+    "small": {"model.backbone": "small"},
+    "smoke": {
+        "rounds": 4,
+        "tree.devices": 8,
+        "tree.edges": 2,
+        "data.train-per-answer": 30,
+        "data.test-per-answer": 15,
+        "model.backbone": "small",
+        "train.local-epochs": 2,
+    },
+    "everything": {
+        "data.tasks": (
+            "easyvqa10 emojivqa10 watch7 digits10 easyvqa-box "
+            "emoji-retrieval emoji-caption watch-rate watch-forecast"
+        ),
+        "data.min-tasks": 1,
+        "data.max-tasks": 5,
+        "model.backbone": "small",
+    },
 }
-"""A federation of the same kind that is done within a minute."""
+"""Federations of the same kind: with the quick backbone, within a minute, with every task."""
 
 ConfigFile = Annotated[
     Path | None,
@@ -40,7 +54,14 @@ D2D = Annotated[
 Encoders = Annotated[
     str | None, typer.Option(help="Frozen weights: pretrained or random.", show_default=False)
 ]
-Smoke = Annotated[bool, typer.Option("--smoke", help="A small federation, under a minute.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{', '.join(PRESETS)}: settings to start from; everything needs the extra audio.",
+        show_default=False,
+    ),
+]
+Smoke = Annotated[bool, typer.Option("--smoke", help="--preset smoke: under a minute.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. train.batch-size=8."),
@@ -63,13 +84,14 @@ KEY_OF: Final[Mapping[str, str]] = {
 def configure(
     path: Path | None,
     *,
+    preset: str | None = None,
     smoke: bool = False,
     base: Mapping[str, object] | None = None,
     origins: Mapping[str, str] | None = None,
     sets: list[str] | None = None,
     **options: object,
 ) -> RunConfig:
-    """Defaults, then ``base`` or the smoke preset, then the file, then options, then ``--set``.
+    """Defaults, then ``base`` or a preset, then the file, then options, then ``--set``.
 
     Raises:
         ConfigError: A value or a key is not allowed; the message names its origin.
@@ -84,4 +106,9 @@ def configure(
         if not equals:
             raise typer.BadParameter(f"{item!r} is not of the form KEY=VALUE", param_hint="--set")
         given[key] = (f"--set {item}", value)
-    return RunConfig.load(path, given, base=SMOKE if smoke else base, origins=origins)
+    if smoke and preset not in (None, "smoke"):
+        raise ConfigError(f"--smoke and --preset {preset} exclude each other")
+    name = "smoke" if smoke else preset
+    if name is not None:
+        base = PRESETS[one_of("preset", name, PRESETS, key="--preset")]
+    return RunConfig.load(path, given, base=base, origins=origins)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from rich.console import Console
@@ -12,6 +14,9 @@ from rich.table import Table
 from hffm_flower.config import RunConfig
 from hffm_flower.data.own_task import OwnTask
 from hffm_flower.tasks import TASKS
+
+NAMES: Final[Mapping[str, str]] = {"box": "boxes", "caption": "captions"}
+"""Head of a task without classes -> what its answers are called."""
 
 
 def show_own(config: RunConfig, file: Path, console: Console) -> None:
@@ -41,7 +46,7 @@ def show_own(config: RunConfig, file: Path, console: Console) -> None:
 
 
 def _by_answer(data: OwnTask) -> list[tuple[str, tuple[int, int]]]:
-    """Answer -> training and test examples; boxes have one line."""
-    names = TASKS[data.task].answers or ("boxes",)
+    """Answer -> training and test examples; those of a task without classes have one line."""
+    names = TASKS[data.task].answers or (NAMES[TASKS[data.task].head],)
     counts = [np.bincount(data.labels(s), minlength=len(names)) for s in ("train", "test")]
     return [(name, (int(counts[0][i]), int(counts[1][i]))) for i, name in enumerate(names)]

@@ -28,6 +28,7 @@ def run_command(
     seed: options.Seed = None,
     d2d: options.D2D = None,
     encoders: options.Encoders = None,
+    preset: options.Preset = None,
     smoke: options.Smoke = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
     actors: Annotated[int | None, typer.Option(help="Ray actors; 0: one per CPU.")] = None,
@@ -37,9 +38,9 @@ def run_command(
     """Train a hierarchical multi-modal multi-task federation on this machine."""
     console = Console()
     chosen = options.configure(
-        config, smoke=smoke, sets=sets, method=method, rounds=rounds, devices=devices,
-        edges=edges, period=period, seed=seed, d2d=d2d, encoders=encoders, actors=actors,
-        gpus_per_actor=gpus_per_actor,
+        config, preset=preset, smoke=smoke, sets=sets, method=method, rounds=rounds,
+        devices=devices, edges=edges, period=period, seed=seed, d2d=d2d, encoders=encoders,
+        actors=actors, gpus_per_actor=gpus_per_actor,
     )  # fmt: skip
     with console.status("checking settings, assets and data"):
         from hffm_flower.session.preflight import check
@@ -141,11 +142,13 @@ def closing_table(result: Mapping[str, object]) -> Table:
     table.add_column("task")
     table.add_column("accuracy", justify="right")
     table.add_column("chance", justify="right")
-    chance, iou = _mapping(summary["chance"]), _mapping(summary["mean_iou"])
     for task, value in _mapping(summary["per_task"]).items():
-        name = f"{task} (IoU > 0.5; mean IoU {iou[task]:.2f})" if task in iou else task
+        hit = summary["hit"][task]
+        name = task if hit == "accuracy" else f"{task}, {hit}"
         name += " (synthetic)" if task in summary["synthetic"] else ""
-        table.add_row(name, f"{value:.3f}", "-" if task in iou else f"{chance[task]:.3f}")
+        table.add_row(name, f"{value:.3f}", f"{summary['chance'][task]:.3f}")
+        if finer := summary["measures"].get(task):
+            table.add_row(f"  {finer['name']}", f"{finer['value']:.3f}", f"{finer['chance']:.3f}")
     table.add_section()
     table.add_row("[bold]mean, global IID test[/]", f"[bold]{summary['mean_global']:.3f}[/]", "")
     table.add_row("mean, each device's own label mix", f"{summary['mean_personal']:.3f}", "")

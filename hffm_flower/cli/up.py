@@ -24,6 +24,7 @@ def up_command(
     seed: options.Seed = None,
     d2d: options.D2D = None,
     encoders: options.Encoders = None,
+    preset: options.Preset = None,
     smoke: options.Smoke = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
     stock_nodes: Annotated[
@@ -37,8 +38,8 @@ def up_command(
     """Bring up cloud, edges and devices as processes on this machine, and run a federation."""
     console = Console()
     chosen = options.configure(
-        config, smoke=smoke, sets=sets, method=method, rounds=rounds, devices=devices,
-        edges=edges, period=period, seed=seed, d2d=d2d, encoders=encoders,
+        config, preset=preset, smoke=smoke, sets=sets, method=method, rounds=rounds,
+        devices=devices, edges=edges, period=period, seed=seed, d2d=d2d, encoders=encoders,
     )  # fmt: skip
     with console.status("checking settings, assets and data"):
         from hffm_flower.session.deployment import check_deployable, up

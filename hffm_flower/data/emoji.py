@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,9 +69,8 @@ class EmojiVqa:
         self, task: str, *, train_per_answer: int, test_per_answer: int, seed: int
     ) -> None:
         answers = TASKS[task].answers
-        root = asset_root("openmoji")
         self._task = task
-        self._font = EmojiFont(root / "openmoji/font/glyf_colr0.ttf", glyph_px=GLYPH_PX)
+        self._font = open_font()
         self._rows: dict[Split, list[tuple[str, int, int]]] = {"train": [], "test": []}
         pools = _glyphs_by_category(self._font)
         rng = generator(seed, "data", task, "split")
@@ -104,25 +103,42 @@ class EmojiVqa:
         """Drawings or questions."""
         rows = [self._rows[split][i] for i in indices]
         if modality == "image":
-            return [self._drawing(row[2]) for row in rows]
+            return [drawing(self._font, row[2]) for row in rows]
         if modality == "text":
             return [text_item(row[0]) for row in rows]
         raise no_modality(self._task, modality, "image, text")
 
-    def _drawing(self, glyph: int) -> Item:
-        font = ASSETS["openmoji"].sha256
-        digest = hashlib.sha256(f"{font} {glyph} {GLYPH_PX} {SIDE_PX}".encode()).hexdigest()
-        return Item(digest, lambda: self._font.draw(glyph, side_px=SIDE_PX))
+
+def charted() -> list[Mapping[str, Any]]:
+    """Emoji in the order of the Unicode charts: ``name``, ``category``, ``unified``."""
+    text = (asset_root("emoji-data") / "data/emoji.json").read_text("utf-8")
+    return sorted(json.loads(text), key=lambda e: (e["sort_order"], e["unified"]))
+
+
+def sequence(entry: Mapping[str, Any]) -> tuple[int, ...]:
+    """Code points of an emoji."""
+    return tuple(int(code, 16) for code in entry["unified"].split("-"))
+
+
+def open_font() -> EmojiFont:
+    """OpenMoji's colour font."""
+    return EmojiFont(asset_root("openmoji") / "openmoji/font/glyf_colr0.ttf", glyph_px=GLYPH_PX)
+
+
+def drawing(font: EmojiFont, glyph: int) -> Item:
+    """Picture of a glyph, drawn when it is needed."""
+    parts = f"{ASSETS['openmoji'].sha256} {glyph} {GLYPH_PX} {SIDE_PX}"
+    digest = hashlib.sha256(parts.encode()).hexdigest()
+    return Item(digest, lambda: font.draw(glyph, side_px=SIDE_PX))
 
 
 def _glyphs_by_category(font: EmojiFont) -> dict[str, list[int]]:
     """Distinct glyphs of every category, in the order of the Unicode charts."""
-    text = (asset_root("emoji-data") / "data/emoji.json").read_text("utf-8")
     seen: set[int] = set()
     pools: dict[str, list[int]] = {category: [] for category in CATEGORIES.values()}
-    for entry in sorted(json.loads(text), key=lambda e: (e["sort_order"], e["unified"])):
+    for entry in charted():
         category = CATEGORIES.get(entry["category"])
-        glyph = font.glyph(tuple(int(code, 16) for code in entry["unified"].split("-")))
+        glyph = font.glyph(sequence(entry))
         if category is not None and glyph is not None and glyph not in seen:
             seen.add(glyph)
             pools[category].append(glyph)

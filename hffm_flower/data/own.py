@@ -146,6 +146,13 @@ def _kind(task: str, table: Mapping[str, Any]) -> OwnKind:
             f"{', '.join(lost)}; kinds that give it: {', '.join(able) or 'none'}",
             key=key,
         )
+    if not TASKS[task].answers and TASKS[task].head not in KINDS[name].heads:
+        able = [n for n, kind in KINDS.items() if TASKS[task].head in kind.heads]
+        raise ConfigError(
+            f"{name!r} does not read what task {task!r} asks for ({TASKS[task].head}); kinds that "
+            f"do: {', '.join(able) or 'none'}",
+            key=key,
+        )
     try:
         return KINDS[name].model_validate(table)
     except ValidationError as error:

@@ -2,26 +2,30 @@
 
 Columns: ``image`` (a file in the folder), ``answer``, and optionally ``text`` (a
 question). Where the task asks for a box: ``left``, ``top``, ``width``, ``height`` in
-pixels of the picture. Other columns are not read, so that one CSV file can serve several
-tasks; a picture may stand in many lines.
+pixels of the picture; where it asks for a caption: ``caption``, in the task's words. Other
+columns are not read, so that one CSV file can serve several tasks; a picture may stand in
+many lines.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from hffm_flower.data.answers import normalised
+from hffm_flower.data.captions import LONGEST, encode, writable
 from hffm_flower.data.dataset import Item, text_item
 from hffm_flower.data.own_task import OwnKind, OwnTask, Skipped, divide, usable, vocabulary
 from hffm_flower.data.tables import need_columns, read_table
-from hffm_flower.tasks import TASKS
+from hffm_flower.tasks import TASKS, TaskSpec
 
 BOX: Final = ("left", "top", "width", "height")
 SLACK_PX: Final = 1.0  # annotation tools round a box's side up
@@ -36,56 +40,84 @@ class Picture(NamedTuple):
 
 
 class ImageCsv(OwnKind):
-    """Pictures with questions and answers, or boxes."""
+    """Pictures with questions and answers, boxes, or captions."""
 
     modalities: ClassVar[tuple[str, ...]] = ("image", "text")
+    heads: ClassVar[tuple[str, ...]] = ("box", "caption")
     csv: str = "examples.csv"
 
     def read(self, task: str, folder: Path, rng: np.random.Generator) -> OwnTask:
         """Read the CSV file, and every picture once."""
-        spec, answers = TASKS[task], vocabulary(task)
-        key = f"data.{task}.csv"
+        spec, key = TASKS[task], f"data.{task}.csv"
         table = read_table(folder / self.csv, key)
-        need_columns(table, ("image", *(("answer",) if answers else BOX)), key)
+        need_columns(table, ("image", *_columns(spec)), key)
         texts = "text" in spec.inputs and "text" in table.columns
         skipped = Skipped()
         pictures: dict[str, Picture | str] = {}
         names: list[str] = []
         questions: list[Item] = []
-        labels: list[int] = []
-        boxes: list[tuple[float, ...]] = []
+        targets: list[Target] = []
         for row in table.rows:
-            name, label = row["image"], 0
-            box: tuple[float, ...] = (0.0,) * 4
+            name = row["image"]
             if name not in pictures:
                 pictures[name] = picture(folder / name)
             found = pictures[name]
             if isinstance(found, str):
                 skipped.add(found, name)
                 continue
-            if answers:
-                label = answers.get(normalised(row["answer"]), -1)
-            else:
-                box = relative_box([row[c] for c in BOX], found)
-            if label < 0:
-                skipped.add("unknown answer", f"{name} ({row['answer']!r})")
-            elif not box:
-                skipped.add("no box in the picture", name)
+            target = _target(task, row, found)
+            if isinstance(target, Refused):
+                skipped.add(target.why, f"{name} ({target.what!r})" if target.what else name)
             elif texts and not row["text"]:
                 skipped.add("no text", name)
             else:
                 names.append(name)
-                labels.append(label)
-                boxes.append(box)
+                targets.append(target)
                 questions += [text_item(row["text"])] if texts else []
         inputs = {"image": [p.item for n in names if not isinstance(p := pictures[n], str)]}
         if texts:
             inputs["text"] = questions
-        targets = (
-            np.array(labels, np.int64) if answers else np.array(boxes, np.float32).reshape(-1, 4)
-        )
+        labels = [t if isinstance(t, int) else 0 for t in targets]
         test = divide(names, labels, self.test_share, rng)
-        return usable(task, OwnTask(task, inputs, targets, test, skipped), folder)
+        answers = _array(spec, targets)
+        return usable(task, OwnTask(task, inputs, answers, test, skipped), folder)
+
+
+Target = int | tuple[float, ...] | tuple[int, ...]
+"""A class, a box, or a caption."""
+
+
+class Refused(NamedTuple):
+    """Why a line has no target, and what stands there."""
+
+    why: str
+    what: str = ""
+
+
+def _columns(spec: TaskSpec) -> tuple[str, ...]:
+    """Columns that hold the target."""
+    return ("answer",) if spec.answers else {"caption": ("caption",)}.get(spec.head, BOX)
+
+
+def _target(task: str, row: Mapping[str, str], found: Picture) -> Target | Refused:
+    """What the task asks for, of one line."""
+    spec = TASKS[task]
+    if spec.answers:
+        label = vocabulary(task).get(normalised(row["answer"]))
+        return Refused("unknown answer", row["answer"]) if label is None else label
+    if spec.head == "caption":
+        if not writable(row["caption"], spec.parts):
+            return Refused("caption of other words", row["caption"])
+        return tuple(encode([row["caption"]], spec.parts)[0].tolist())
+    return relative_box([row[c] for c in BOX], found) or Refused("no box in the picture")
+
+
+def _array(spec: TaskSpec, targets: list[Target]) -> NDArray[np.int64] | NDArray[np.float32]:
+    if spec.answers:
+        return np.array(targets, np.int64)
+    if spec.head == "caption":
+        return np.array(targets, np.int64).reshape(-1, LONGEST)
+    return np.array(targets, np.float32).reshape(-1, 4)
 
 
 def picture(path: Path) -> Picture | str:

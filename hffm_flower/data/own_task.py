@@ -58,7 +58,7 @@ class OwnTask:
     Attributes:
         task: Name in `TASKS`.
         inputs: Modality -> the N inputs.
-        answers: Classes int64 [N], or boxes float32 [N, 4].
+        answers: Classes int64 [N], captions int64 [N, L], or boxes float32 [N, 4].
         test: Which examples [N] are kept for testing.
         skipped: What was left out.
     """
@@ -74,7 +74,7 @@ class OwnTask:
         return np.arange(len(self._all(split)), dtype=np.int64)
 
     def labels(self, split: Split) -> NDArray[np.int64]:
-        """Classes [n]; zeros for boxes."""
+        """Classes [n]; zeros where there are none."""
         chosen = self.answers[self._all(split)]
         return chosen.astype(np.int64) if chosen.ndim == 1 else np.zeros(len(chosen), np.int64)
 
@@ -82,7 +82,7 @@ class OwnTask:
         """One owner: this device."""
 
     def targets(self, split: Split, indices: Indices) -> NDArray[np.int64] | NDArray[np.float32]:
-        """Classes [n], or boxes [n, 4]."""
+        """Rows of ``answers`` [n, ...]."""
         return self.answers[self._all(split)[np.asarray(indices, dtype=np.int64)]]
 
     def items(self, modality: str, split: Split, indices: Indices) -> list[Item]:
@@ -100,12 +100,15 @@ class OwnKind(Section, ABC):
     """A kind of folder, and the settings of one; a subclass and a line in `KINDS` add one.
 
     Attributes:
+        modalities: What it gives.
+        heads: Heads of tasks without classes whose targets it reads.
         kind: Name in `hffm_flower.data.own.KINDS`.
         path: The folder; relative to the file that names it.
         test_share: Share of what was collected together that is kept for testing.
     """
 
     modalities: ClassVar[tuple[str, ...]]
+    heads: ClassVar[tuple[str, ...]] = ()
     kind: str
     path: str
     test_share: float = Field(0.2, ge=0, lt=1)

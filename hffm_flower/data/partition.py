@@ -100,7 +100,7 @@ def partition(
         dataset = (datasets or {}).get(task) or DATASETS[spec.dataset](
             task, train_per_answer=train_per_answer, test_per_answer=test_per_answer, seed=seed
         )
-        shards = _split_train(task, spec, dataset, able, seed=seed, alpha=alpha)
+        shards = _split_train(task, dataset, able, seed=seed, alpha=alpha)
         train[task] = _spread(shards, devices)
         holders = [i for i, shard in shards.items() if len(shard)]
         iid[task] = _spread(_split_iid(task, dataset, "test", holders, seed), devices)
@@ -179,14 +179,14 @@ def _modalities(
 
 
 def _split_train(
-    task: str, spec: TaskSpec, dataset: Dataset, able: list[int], *, seed: int, alpha: float
+    task: str, dataset: Dataset, able: list[int], *, seed: int, alpha: float
 ) -> dict[int, NDArray[np.int64]]:
     groups = dataset.groups("train")
     if groups is not None:
         return _split_groups(groups, able, generator(seed, "partition", task, "train"))
-    if not spec.answers:
-        return _split_iid(task, dataset, "train", able, seed)
     labels = dataset.labels("train")
+    if not labels.any():
+        return _split_iid(task, dataset, "train", able, seed)
     return _split_dirichlet(task, labels, able, seed=seed, alpha=alpha)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import nn
@@ -73,8 +72,7 @@ def _draw(
             stream = spec.stream(modality, key.name)
             made = Projector(stream.tokens, stream.width, width)
         case ModuleKind.HEAD:
-            task = TASKS[key.name]
-            made = cast(nn.Module, HEADS[task.head](width, len(task.answers)))
+            made = HEADS[TASKS[key.name].head](width, spec.head_size(key.name))
     return made
 
 

@@ -7,67 +7,61 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hffm_flower.models.captioning import CaptionHead
+from hffm_flower.models.head import Answer, Head, Marks
+from hffm_flower.models.regression import ForecastHead, RegressionHead
+from hffm_flower.models.retrieval import RetrievalHead
+from hffm_flower.tasks import TaskSpec
 
-class Head(Protocol):
-    """What turns fused tokens into a task's answer."""
-
-    def __init__(self, width: int, answers: int) -> None: ...
-
-    def __call__(self, pooled_BD: Tensor, own_BTD: Tensor) -> Tensor:
-        """Raw output, from the pooling token and the tokens of the task's last stream."""
-        ...
-
-    @staticmethod
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        """Mean loss over the batch, a scalar."""
-        ...
-
-    @staticmethod
-    def score(output: Tensor, target: Tensor) -> tuple[int, float]:
-        """Right answers, and the sum of the finer measure, over the batch."""
-        ...
+__all__ = ["HEADS", "BoxHead", "ClassHead", "ClassificationHead", "Head", "box_iou"]
 
 
-class ClassificationHead(nn.Module):
-    """Two-layer classifier on the pooling token: ``[B, C]`` logits."""
+class ClassHead(Head):
+    """What gives logits ``[B, C]``: targets are classes, int64 ``[B]``."""
 
-    def __init__(self, width: int, answers: int) -> None:
-        super().__init__()
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy."""
+        return F.cross_entropy(output, target)
+
+    def score(self, output: Tensor, target: Tensor) -> Marks:
+        """Number of right answers, twice."""
+        right = int((output.argmax(1) == target).sum())
+        return right, float(right)
+
+    def answer(self, output: Tensor, spec: TaskSpec, given: Tensor | None) -> Answer:
+        """The class in words."""
+        return spec.answers[int(output[0].argmax())]
+
+
+class ClassificationHead(ClassHead):
+    """Two-layer classifier on the pooling token."""
+
+    def __init__(self, width: int, size: int) -> None:
+        super().__init__(width, size)
         self.hidden = nn.Linear(width, width)
-        self.out = nn.Linear(width, answers)
+        self.out = nn.Linear(width, size)
 
     def forward(self, pooled_BD: Tensor, own_BTD: Tensor) -> Tensor:
         """Logits of the answers."""
         out: Tensor = self.out(F.gelu(self.hidden(pooled_BD)))
         return out
 
-    @staticmethod
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy; targets are int64 ``[B]``."""
-        return F.cross_entropy(output, target)
 
-    @staticmethod
-    def score(output: Tensor, target: Tensor) -> tuple[int, float]:
-        """Number of right answers, twice."""
-        right = int((output.argmax(1) == target).sum())
-        return right, float(right)
-
-
-class BoxHead(nn.Module):
+class BoxHead(Head):
     """Points at image tokens and refines: boxes ``[B, 4]`` as (cx, cy, w, h) in 0..1.
 
     Attention of the pooling token over the image grid gives a soft position (a pointer,
     Vinyals et al. 2015, arXiv 1506.03134, Eq. 3); the attended token gives offset and size.
     """
 
-    def __init__(self, width: int, answers: int) -> None:
-        super().__init__()
+    def __init__(self, width: int, size: int) -> None:
+        super().__init__(width, size)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.hidden = nn.Linear(width, width)
@@ -86,16 +80,18 @@ class BoxHead(nn.Module):
         corner_B2 = pointed_B2 + refined_B4[:, :2].tanh() / side
         return torch.cat([corner_B2, refined_B4[:, 2:].sigmoid()], 1)
 
-    @staticmethod
-    def loss(output: Tensor, target: Tensor) -> Tensor:
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Five times the L1 distance, plus one minus IoU."""
         return 5 * F.l1_loss(output, target) + (1 - box_iou(output, target)).mean()
 
-    @staticmethod
-    def score(output: Tensor, target: Tensor) -> tuple[int, float]:
+    def score(self, output: Tensor, target: Tensor) -> Marks:
         """Boxes with IoU > 0.5, and the sum of IoU."""
         iou = box_iou(output, target)
         return int((iou > 0.5).sum()), float(iou.sum())
+
+    def guess(self, train: Tensor, target: Tensor) -> Marks:
+        """The mean box."""
+        return self.score(train.mean(0, keepdim=True).expand_as(target), target)
 
 
 def box_iou(a_B4: Tensor, b_B4: Tensor) -> Tensor:
@@ -110,4 +106,8 @@ def box_iou(a_B4: Tensor, b_B4: Tensor) -> Tensor:
 HEADS: Final[Mapping[str, type[Head]]] = {
     "classification": ClassificationHead,
     "box": BoxHead,
+    "retrieval": RetrievalHead,
+    "caption": CaptionHead,
+    "regression": RegressionHead,
+    "forecast": ForecastHead,
 }

@@ -148,7 +148,8 @@ class MultimodalModel(nn.Module):
             torch.cat([block.values for block in blocks], 1),
             torch.cat([block.mask for block in blocks], 1),
         )
-        return self.head(task)(pooled_BD, fused_BTD[:, first:])
+        output: Tensor = self.head(task)(pooled_BD, fused_BTD[:, first:])
+        return output
 
     def _encoded(self, stream: str, modality: str, tokens: Tokens) -> Tokens:
         """Tokens behind the trained last blocks of their encoder, if there are any."""
@@ -225,7 +226,7 @@ class MultimodalModel(nn.Module):
             for key, tensors in fitted.items():
                 own = self.trained(key)
                 for name, array in tensors.items():
-                    own[name].copy_(torch.from_numpy(np.ascontiguousarray(array)))
+                    own[name].copy_(torch.from_numpy(np.asarray(array, order="C")))
 
     @property
     def ranks(self) -> dict[ModuleKey, int]:

@@ -174,6 +174,13 @@ class ModelSpec:
         one_of(f"stream of encoder {encoder!r}", name, streams, key="model.encoders")
         return streams[name]
 
+    def head_size(self, task: str) -> int:
+        """How many answers, words, quantities or samples, or how wide what is to be found."""
+        known = TASKS[task]
+        if known.target:
+            return self.stream(known.target, known.inputs[known.target]).width
+        return len(known.answers) or len(known.parts) or known.horizon
+
     def tuned(self, modality: str, stream: str) -> bool:
         """Whether a stream passes through a part of its encoder that is trained."""
         if modality not in self.tune:
@@ -187,13 +194,13 @@ def streams_of(task: str, modalities: Collection[str]) -> dict[str, str]:
 
     Text comes first: its first token pools.
     """
-    inputs = {s: m for m, s in TASKS[task].inputs.items() if m in modalities}
+    inputs = {s: m for m, s in TASKS[task].fused.items() if m in modalities}
     return dict(sorted(inputs.items(), key=lambda item: item[1] != TEXT))
 
 
 def variants(task: str, modalities: Collection[str], *, dropped: bool) -> list[frozenset[str]]:
     """Sets of modalities that an example of ``task`` may have in training, the full one first."""
-    has = frozenset(TASKS[task].inputs) & frozenset(modalities)
+    has = frozenset(TASKS[task].fused) & frozenset(modalities)
     optional = sorted(has & set(TASKS[task].optional)) if dropped else []
     lost = itertools.chain.from_iterable(
         itertools.combinations(optional, n) for n in range(len(optional) + 1)
@@ -245,7 +252,7 @@ def task_modules(
 
 def prompt_keys(task: str, modalities: Collection[str], spec: ModelSpec) -> list[ModuleKey]:
     """Soft prompts of an example, in the order in which they are fused."""
-    inputs = TASKS[task].inputs
+    inputs = TASKS[task].fused
     names = {
         "task": [task],
         "modality": [m for m in inputs if m in modalities],

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import torch
 
-from clients.evaluator import evaluate
+from clients.evaluator import tally
 from clients.examples import TaskData, pool
 from clients.resident import Device, encoder_of, frozen_layers
 from clients.spec import model_spec, resting
@@ -86,9 +86,8 @@ def train_pooled(
             report = RoundReport(t, done_round.loss, done_round.examples)
             report.devices = [d.profile.index for d in devices if not d.profile.idle]
             if t in reported:
-                for split, shards in tests.items():
-                    for task, score in evaluate(model, shards).items():
-                        report.add_score("cloud", split, task, score)
+                for split, task, score in tally(model, data, tests):
+                    report.add_score("cloud", split, task, score)
                 report.evaluated["cloud"] = report.devices
             report.seconds = time.monotonic() - began
             files.append(report)

@@ -47,7 +47,7 @@ def draw_curves(files: RunFiles, plan: Plan | None = None) -> Path:
             for r in reports if "iid" in r.scores.get(tier, {})
         ]  # fmt: skip
         if points:
-            label = task if facts.classes else f"{task} (IoU > 0.5)"
+            label = task if facts.hit == "accuracy" else f"{task} ({facts.hit})"
             middle.plot(*zip(*points, strict=True), "o-", ms=4, label=label)
     middle.set(title=f"By task, {tier} model", xlabel="edge round t", ylim=(0, 1.02))
     right.plot([r.t for r in reports], [r.loss_sum / max(1, r.trained) for r in reports], "o-",

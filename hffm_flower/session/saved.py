@@ -6,86 +6,25 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
-from clients.evaluator import evaluate
+from clients.evaluator import tally
 from clients.resident import Device, encoder_of, frozen_layers
 from clients.spec import model_spec
 from hffm_flower.accelerator import choose_device
 from hffm_flower.config import RunConfig
-from hffm_flower.data.dataset import Item
 from hffm_flower.errors import ConfigError, OutputError, one_of
 from hffm_flower.models.backbones import BACKBONES
-from hffm_flower.models.encoders.encoder import Tokens
 from hffm_flower.models.multimodal import MultimodalModel
-from hffm_flower.models.parts import streams_of, task_modules
+from hffm_flower.models.parts import task_modules
 from hffm_flower.modules import ModularState, ModuleKey, ModuleKind
 from hffm_flower.records import read_state
 from hffm_flower.result import summarise, task_facts
 from hffm_flower.runfiles import MODEL, RunFiles
 from hffm_flower.schedule import METHODS
+from hffm_flower.session.predictor import Predictor
 from hffm_flower.session.preflight import check
 from hffm_flower.tasks import TASKS, difference
-
-RawInput = str | NDArray[np.float32] | Image.Image
-
-
-class Predictor:
-    """A trained model with its encoders: raw inputs in, answers out.
-
-    Attributes:
-        tasks: Tasks that it answers.
-        modalities: Modalities that it reads.
-    """
-
-    def __init__(self, config: RunConfig, model: MultimodalModel, on: torch.device) -> None:
-        self.config, self.model, self.on = config, model, on
-        self.tasks = model.tasks
-        self.modalities = tuple(sorted(model.modalities))
-
-    @torch.inference_mode()
-    def scores(self, task: str, **inputs: RawInput) -> NDArray[np.float32]:
-        """Raw output of the task's head for one example: logits, or a box (cx, cy, w, h).
-
-        Args:
-            task: One of ``tasks``.
-            **inputs: Modality -> raw input: ``image`` a PIL image, ``text`` a string,
-                ``sensor`` a float32 array ``[time, channel]``. Optional ones may be left out.
-
-        Raises:
-            ConfigError: The task or a modality is unknown here, or a required one is absent.
-        """
-        one_of("task", task, self.tasks)
-        spec = TASKS[task]
-        for modality in inputs:
-            one_of(f"modality of {task}", modality, spec.inputs)
-        absent = [m for m in spec.required if m not in inputs]
-        if absent:
-            raise ConfigError(f"task {task!r} needs {', '.join(absent)}")
-        tokens: dict[str, Tokens] = {}
-        for stream, modality in streams_of(task, self.model.modalities).items():
-            if modality in inputs:
-                raw = inputs[modality]
-                item = _given(raw)
-                encoder = encoder_of(self.config, modality, self.on)
-                try:
-                    tokens[stream] = encoder.encode([item])[stream].to(self.on)
-                except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-                    raise ConfigError(f"this {modality} cannot be read: {error}") from error
-                if not torch.isfinite(tokens[stream].values).all():
-                    raise ConfigError(f"this {modality} holds values that are not finite")
-        self.model.eval()
-        out: NDArray[np.float32] = self.model(task, tokens)[0].float().cpu().numpy()
-        return out
-
-    def predict(self, task: str, **inputs: RawInput) -> str | tuple[float, ...]:
-        """The answer in words, or the box (cx, cy, w, h) as shares of the picture."""
-        out = self.scores(task, **inputs)
-        answers = TASKS[task].answers
-        return answers[int(out.argmax())] if answers else tuple(float(v) for v in out)
 
 
 def load(folder: str | Path, node: str | None = None) -> Predictor:
@@ -116,7 +55,8 @@ def load(folder: str | Path, node: str | None = None) -> Predictor:
         if key.kind is ModuleKind.HEAD:
             has = {
                 m for m, s in TASKS[key.name].inputs.items()
-                if m in config.encoder_names() and ModuleKey(ModuleKind.PROJECTOR, s) in readable
+                if m in config.encoder_names()
+                and (m == TASKS[key.name].target or ModuleKey(ModuleKind.PROJECTOR, s) in readable)
             }  # fmt: skip
             experts = [int(k.name) for k in state if k.kind is ModuleKind.EXPERT]
             needed = task_modules(key.name, has, spec, experts)
@@ -217,9 +157,8 @@ def recompute(folder: str | Path) -> tuple[dict[str, object], dict[str, object]]
             model.load(base)
             if tier == "cloud":
                 model.load({k: v for k, v in cloud.items() if k in model.keys})
-            for split in ("iid", "skewed"):
-                for task, score in evaluate(model, device.test_data(split)).items():
-                    last.add_score(tier, split, task, score)
+            for split, task, score in tally(model, device.train_data(), device.tests()):
+                last.add_score(tier, split, task, score)
     tasks = {
         task: replace(facts, expected=expected.get(task, facts.expected))
         for task, facts in task_facts(config.data.tasks, plan.profiles).items()
@@ -227,11 +166,6 @@ def recompute(folder: str | Path) -> tuple[dict[str, object], dict[str, object]]
     summary = saved["summary"]
     assert isinstance(summary, Mapping)
     return summarise([*earlier, last], tasks, cycle=plan.schedule.cycle()), dict(summary)
-
-
-def _given(raw: RawInput) -> Item:
-    """An input that is there already."""
-    return Item("", lambda: raw)
 
 
 def native_streams(config: RunConfig) -> tuple[str, ...]:

@@ -149,7 +149,7 @@ BAD = {
         ["--methods", "edge-only,h-fedfm-e8", "--rounds", "12"],
         ["12 edge rounds are no multiple of the period 8"],
     ),
-    "unknown preset": (["--preset", "large"], ["'large'", "small, default"]),
+    "unknown preset": (["--preset", "large"], ["'large'", "default, small, smoke, everything"]),
     "variants and methods": (
         ["--variants", "kinds.toml", "--methods", "star"], ["exclude each other"],
     ),

@@ -10,7 +10,7 @@ from flwr.common.config import flatten_dict
 from torch import nn
 
 from clients.spec import model_spec
-from hffm_flower.cli.options import SMOKE
+from hffm_flower.cli.options import PRESETS
 from hffm_flower.config import RunConfig, keys
 from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.models.parts import ModelSpec, module_keys
@@ -67,8 +67,8 @@ def test_default_shows_every_setting_at_its_default() -> None:
 
 def test_smoke_is_the_preset_of_the_command_line() -> None:
     table = tomllib.loads((RUNS / "smoke.toml").read_text(encoding="utf-8"))
-    assert flatten_dict(table) == dict(SMOKE)
-    assert load("smoke.toml").to_flwr() == RunConfig.load(base=SMOKE).to_flwr()
+    assert flatten_dict(table) == dict(PRESETS["smoke"])
+    assert load("smoke.toml").to_flwr() == RunConfig.load(base=PRESETS["smoke"]).to_flwr()
 
 
 def test_asymmetric_sends_small_modules_often_and_adapters_seldom() -> None:

@@ -11,7 +11,10 @@ from hffm_flower.profile import NodeProfile
 from hffm_flower.report import RoundReport, Score, TaskFacts
 from hffm_flower.result import build, highest_tier, means, summarise, task_facts
 
-FACTS = {"a": TaskFacts(0.1, True, 10), "box": TaskFacts(0.0, False, 4)}
+FACTS = {
+    "a": TaskFacts(0.1, True, 10),
+    "box": TaskFacts(0.0, False, 4, "IoU > 0.5", "mean IoU"),
+}
 
 
 def row(t: int, **tiers: int) -> RoundReport:
@@ -53,19 +56,30 @@ def test_a_task_that_nobody_evaluated_counts_as_chance_and_is_reported() -> None
     got = summary([row(1, edge=8)])
     assert got["per_task"] == {"a": pytest.approx(0.8), "box": 0.0}
     assert got["uncovered"] == pytest.approx(4 / 14)
-    assert got["mean_iou"] == {}
+    assert got["measures"] == {}
     nothing = summary([RoundReport(1)])
     assert nothing["mean_global"] == pytest.approx(0.1)
     assert nothing["uncovered"] == 1.0
     assert summary([])["mean_global"] == pytest.approx(0.1)
 
 
-def test_boxes_have_their_mean_iou_and_personal_scores_their_split() -> None:
+def test_finer_measures_have_their_chance_and_personal_scores_their_split() -> None:
     report = row(1, edge=8)
     report.add_score("edge", "iid", "box", Score(1, 4, 1.4))
     report.add_score("edge", "skewed", "a", Score(10, 10, 10.0))
     got = summary([report])
-    assert got["mean_iou"] == {"box": pytest.approx(0.35)}
+    assert got["measures"] == {
+        "box": {"name": "mean IoU", "value": pytest.approx(0.35), "chance": 0.0}
+    }
+    assert got["hit"] == {"a": "accuracy", "box": "IoU > 0.5"}
+    assert got["chance"] == {"a": 0.1, "box": 0.0}
+    report.add_score("edge", "guess", "box", Score(1, 4, 0.8))
+    again = summary([report])
+    assert again["chance"] == {"a": 0.1, "box": 0.25}, "measured where it is not exact"
+    assert again["measures"]["box"]["chance"] == pytest.approx(0.2)
+    assert {k: v for k, v in again.items() if k not in ("chance", "measures")} == {
+        k: v for k, v in got.items() if k not in ("chance", "measures")
+    }
     assert got["mean_personal"] == pytest.approx(1.0)
     assert got["mean_global"] == pytest.approx(0.8)
     assert got["uncovered"] == 0.0
@@ -95,7 +109,7 @@ def test_facts_come_from_the_profiles() -> None:
     facts = task_facts(["watch7", "easyvqa-box", "easyvqa10"], iter(profiles))
     assert facts == {
         "watch7": TaskFacts(1 / 7, True, 7),
-        "easyvqa-box": TaskFacts(0.0, False, 6),
+        "easyvqa-box": TaskFacts(0.0, False, 6, "IoU > 0.5", "mean IoU"),
         "easyvqa10": TaskFacts(0.1, True, 0),
     }
     assert profiles[1].idle

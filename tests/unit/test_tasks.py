@@ -39,6 +39,10 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
         {"inputs": {"sensor": "spectrum"}},
         "its inputs of task 'watch7': 'sensor=spectrum', here 'sensor=sensor'",
     ),
+    "words": ({"parts": ("slow",)}, "its parts of task 'watch7': '1 (digest"),
+    "what is to be found": ({"target": "text"}, "its target of task 'watch7': 'text', here ''"),
+    "scale": ({"scale": (1.0, 2.0)}, "its scale of task 'watch7': '(1.0, 2.0)', here '(0.0, 1.0)'"),
+    "horizon": ({"horizon": 5}, "its horizon of task 'watch7': '5', here '0'"),
     "required": ({"required": ()}, "its required of task 'watch7': '', here 'sensor'"),
     "optional": ({"optional": ("text",)}, "its optional of task 'watch7': 'text', here ''"),
 }  # fmt: skip

@@ -1,8 +1,10 @@
-"""Sensor windows: cut into patches, nothing more.
+"""Sensor windows: cut into patches or into channels, nothing more.
 
 No pretrained encoder for such windows comes with the install, so the tokens are the raw
-patches and the model's trainable projector is all that encodes them. ``weights`` and
+samples and the model's trainable projector is all that encodes them. ``weights`` and
 ``seed`` make no difference here.
+
+Source: a token per channel: Liu et al. 2024, arXiv 2310.06625 (iTransformer).
 """
 
 from __future__ import annotations
@@ -32,12 +34,18 @@ CODE: Final = "patches-1"
 
 
 class Patches(Uncut):
-    """Windows [150, 6] -> 10 tokens of 15 samples x 6 channels (0.3 s each at 50 Hz)."""
+    """Windows [150, 6] -> 10 tokens of 15 samples x 6 channels (0.3 s each at 50 Hz).
+
+    And, for forecasts, 6 tokens of 150 samples: token i is channel i.
+    """
 
     assets: ClassVar[tuple[str, ...]] = ()
 
     modality: ClassVar[str] = "sensor"
-    streams: Mapping[str, Stream] = {"sensor": Stream(tokens=PATCHES, width=WIDTH)}
+    streams: Mapping[str, Stream] = {
+        "sensor": Stream(tokens=PATCHES, width=WIDTH),
+        "sensor-channels": Stream(tokens=CHANNELS, width=WINDOW),
+    }
     cacheable: ClassVar[bool] = False
 
     def __init__(self, weights: Weights, seed: int, device: torch.device, cut: int = 0) -> None:
@@ -53,7 +61,11 @@ class Patches(Uncut):
         windows = np.empty((len(items), WINDOW, CHANNELS), dtype=np.float32)
         for row, item in enumerate(items):
             windows[row] = _window(item)
-        return {"sensor": full(torch.from_numpy(windows.reshape(-1, PATCHES, WIDTH)))}
+        values = torch.from_numpy(windows)
+        return {
+            "sensor": full(values.reshape(-1, PATCHES, WIDTH)),
+            "sensor-channels": full(values.transpose(1, 2).contiguous()),
+        }
 
 
 def _window(item: Item) -> NDArray[np.float32]:

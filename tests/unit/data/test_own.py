@@ -13,6 +13,7 @@ from PIL import Image
 
 from hffm_flower.config import RunConfig
 from hffm_flower.data import DATASETS, TASKS
+from hffm_flower.data.captions import decode
 from hffm_flower.data.own import KINDS
 from hffm_flower.data.own_task import divide, vocabulary
 from hffm_flower.errors import ConfigError
@@ -222,3 +223,30 @@ def test_the_page_works(tiny: RunConfig, tmp_path: Path) -> None:
         write_csv(tmp_path / "watch" / f"{name}.csv", ("t", *channels, "answer"), rows)
     own = opened(tmp_path / "sensor.toml", tasks=["watch7"])
     assert sum(own.profile(0).tasks.values()) + sum(own.profile(0).tests.values()) == 7 * 3
+
+
+def test_captions_are_read_in_the_tasks_words(tmp_path: Path) -> None:
+    captions = ["Woman farmer, dark", "man  PILOT", "a dog", "", "man " * 9]
+    lines = [(f"{i}.png", caption) for i, caption in enumerate(captions)]
+    for name, _ in lines:
+        picture(tmp_path / name, size=(9, 9))
+    write_csv(tmp_path / "examples.csv", ("image", "caption"), lines)
+    table = {"emoji-caption": {"kind": "image-csv", "path": tmp_path, "test-share": 0}}
+    own = opened(write_device(tmp_path / "d.toml", table), tasks=["emoji-caption"])
+    data, words = own.tasks["emoji-caption"], TASKS["emoji-caption"].parts
+    told = [decode(row.tolist(), words) for row in data.targets("train", [0, 1])]
+    assert told == ["woman farmer dark", "man pilot"]
+    assert data.labels("train").tolist() == [0, 0]
+    assert own.skipped() == {"emoji-caption": {"caption of other words": 3}}
+
+
+@pytest.mark.parametrize(("task", "kind", "why"), [
+    ("emoji-retrieval", "image-csv", r"'image-csv' does not read .*\(retrieval\); .*: none"),
+    ("watch-rate", "series-csv", r"'series-csv' does not read .*\(regression\); .*: none"),
+    ("watch-forecast", "series-csv", r"'series-csv' does not read .*\(forecast\); .*: none"),
+])  # fmt: skip
+def test_what_no_kind_reads_is_refused(task: str, kind: str, why: str, tmp_path: Path) -> None:
+    table = {task: {"kind": kind, "path": tmp_path}}
+    with pytest.raises(ConfigError, match=why) as caught:
+        opened(write_device(tmp_path / "d.toml", table), tasks=[task])
+    assert caught.value.key == f"data.{task}.kind"
