@@ -1,0 +1,132 @@
+"""``hffm testbed``: the tree of ``hffm up`` on links that are those of the radio model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hffm_flower.cli import options
+from hffm_flower.cli.up import TreeDisplay
+from hffm_flower.errors import ConfigError, Interrupted
+
+if TYPE_CHECKING:
+    from hffm_flower.testbed.measure import Timed
+    from hffm_flower.testbed.run import Outcome
+
+SMOKE: Final[Mapping[str, object]] = {
+    **options.SMOKE, "rounds": 2, "tree.devices": 4, "d2d.plan": "relay",
+    "data.tasks": "easyvqa10 emojivqa10", "data.full-modality-share": 1.0,
+}  # fmt: skip
+"""A federation that is done in a minute or two, also over slow links."""
+PICTURE: Final = "testbed.png"
+
+
+def bed_command(
+    topology: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[TOPOLOGY.toml]", help="Settings of a run; \\[radio] says where nodes are."
+        ),
+    ] = None,
+    scenario: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Faults on the wire: one run for each scenario."),
+    ] = None,
+    smoke: options.Smoke = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="No TLS and no keys.")] = False,
+    sets: options.Set = None,
+) -> None:
+    """Run a federation in network namespaces, over links with the radio model's rates."""
+    console = Console()
+    chosen = options.configure(topology, base=SMOKE if smoke else None, sets=sets)
+    with console.status("checking settings, assets and data"):
+        from hffm_flower.session.deployment import check_deployable
+        from hffm_flower.session.preflight import check
+        from hffm_flower.session.run import take_folder
+        from hffm_flower.testbed.namespaces import check_allowed
+        from hffm_flower.testbed.plot import draw_times
+        from hffm_flower.testbed.run import run_scenario
+        from hffm_flower.testbed.scenario import load_scenarios
+        from hffm_flower.tree import plant
+
+        try:
+            check_deployable(chosen)
+        except ConfigError as error:
+            raise chosen.locate(error) from error
+        plan = check(chosen)
+        network = plant(chosen)
+        scenarios = {"": ()} if scenario is None else load_scenarios(
+            scenario, network.topology, chosen.rounds
+        )  # fmt: skip
+        check_allowed()
+        root = out.expanduser() if out else Path("runs") / time.strftime("testbed-%Y%m%d-%H%M%S")
+        folders = {name: take_folder(chosen, root / name, origin="--out") for name in scenarios}
+    console.print(
+        f"[bold]{chosen.method}[/], {network.topology.edges} edges, {chosen.tree.devices} devices, "
+        f"{chosen.radio.channel} channel, T = {chosen.rounds}, seed {chosen.seed}"
+    )
+    outcomes = []
+    for name, faults in scenarios.items():
+        if name:
+            console.print(f"[bold]{name}[/]: {'; '.join(f.told() for f in faults) or 'no faults'}")
+        display = TreeDisplay(console, chosen.rounds)
+        try:
+            with display.live:
+                outcomes.append(run_scenario(
+                    name, faults, chosen, plan, folders[name], display.show, insecure=insecure
+                ))  # fmt: skip
+        except (KeyboardInterrupt, Interrupted) as error:
+            raise Interrupted(f"the rounds so far are kept in {root}") from error
+        if messages := outcomes[-1].messages:
+            title = f"{name or 'messages'}: {chosen.tree.devices} devices, seed {chosen.seed}"
+            draw_times(messages, outcomes[-1].folder / PICTURE, title=title)
+            console.print(messages_table(messages))
+    console.print(outcomes_table(outcomes))
+    for outcome in outcomes:
+        if outcome.reason:
+            console.print(f"{outcome.scenario or 'the run'} failed: {outcome.reason}", style="red")
+    console.print(f"results in [bold]{root}[/]")
+
+
+def messages_table(messages: Sequence[Timed]) -> Table:
+    """Modelled beside measured time, by class of links; medians."""
+    from hffm_flower.testbed.measure import summaries
+
+    table = Table(title="messages, medians")
+    for column in ("link", "messages", "kB", "modelled [s]", "measured [s]", "ratio",
+                   "Flower's own [s]", "waited"):  # fmt: skip
+        table.add_column(column, justify="left" if column == "link" else "right")
+    for row in summaries(messages):
+        table.add_row(
+            f"{row.link}, over Flower" if row.flower else row.link, str(row.messages),
+            f"{row.bytes / 1e3:.0f}", f"{row.modelled_s:.2f}", f"{row.measured_s:.2f}",
+            "-" if row.ratio is None else f"{row.ratio:.2f}",
+            f"{row.overhead_s:.2f}" if row.flower else "-",
+            "-" if row.flower else str(row.waited),
+        )  # fmt: skip
+    return table
+
+
+def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
+    """What came of each scenario."""
+    table = Table(title="outcome")
+    for column in ("scenario", "status", "rounds", "void", "dropped", "accuracy", "seconds",
+                   "by the model", "emulator"):  # fmt: skip
+        table.add_column(column, justify="left" if column == "scenario" else "right")
+    for each in outcomes:
+        carried = each.carried
+        table.add_row(
+            each.scenario or "-", each.status, str(each.rounds), str(each.void), str(each.dropped),
+            "-" if each.accuracy is None else f"{each.accuracy:.3f}", f"{each.seconds:.0f}",
+            f"{each.modelled_s:.0f}", "-" if carried is None or not carried.bits else
+            f"{carried.cpu_s:.1f} s CPU for {carried.bits / 8e6:.0f} MB, "
+            f"{1e8 * carried.cpu_s / carried.bits:.2f} % of a core per Mbit/s",
+        )  # fmt: skip
+    return table
