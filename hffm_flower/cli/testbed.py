@@ -17,7 +17,7 @@ from hffm_flower.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from hffm_flower.testbed.measure import Timed
-    from hffm_flower.testbed.run import Outcome
+    from hffm_flower.testbed.report import Outcome
 
 SMOKE: Final[Mapping[str, object]] = {
     **options.SMOKE, "rounds": 2, "tree.devices": 4, "d2d.plan": "relay",
@@ -38,6 +38,14 @@ def bed_command(
         Path | None,
         typer.Option(metavar="FILE.toml", help="Faults on the wire: one run for each scenario."),
     ] = None,
+    docker: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROJECT",
+            show_default=False,
+            help="Shape the links of this Compose project's containers instead.",
+        ),
+    ] = None,
     smoke: options.Smoke = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="No TLS and no keys.")] = False,
@@ -52,7 +60,7 @@ def bed_command(
         from hffm_flower.session.run import take_folder
         from hffm_flower.testbed.namespaces import check_allowed
         from hffm_flower.testbed.plot import draw_times
-        from hffm_flower.testbed.run import run_scenario
+        from hffm_flower.testbed.run import run_scenario, shape_containers
         from hffm_flower.testbed.scenario import load_scenarios
         from hffm_flower.tree import plant
 
@@ -67,32 +75,56 @@ def bed_command(
         )  # fmt: skip
         check_allowed()
         root = out.expanduser() if out else Path("runs") / time.strftime("testbed-%Y%m%d-%H%M%S")
+        if docker is not None and len(scenarios) > 1:
+            raise ConfigError(
+                f"--docker: {scenario} holds {len(scenarios)} scenarios; one run of the containers "
+                "can have one"
+            )
         folders = {name: take_folder(chosen, root / name, origin="--out") for name in scenarios}
     console.print(
         f"[bold]{chosen.method}[/], {network.topology.edges} edges, {chosen.tree.devices} devices, "
         f"{chosen.radio.channel} channel, T = {chosen.rounds}, seed {chosen.seed}"
     )
-    outcomes = []
+    outcomes: list[Outcome] = []
     for name, faults in scenarios.items():
         if name:
             console.print(f"[bold]{name}[/]: {'; '.join(f.told() for f in faults) or 'no faults'}")
-        display = TreeDisplay(console, chosen.rounds)
+        display = BedDisplay(console, chosen.rounds)
         try:
             with display.live:
-                outcomes.append(run_scenario(
-                    name, faults, chosen, plan, folders[name], display.show, insecure=insecure
-                ))  # fmt: skip
+                if docker is not None:
+                    outcome = shape_containers(
+                        docker, name, faults, chosen, folders[name].root, display.show
+                    )
+                else:
+                    outcome = run_scenario(
+                        name, faults, chosen, plan, folders[name], display.show, insecure=insecure
+                    )
         except (KeyboardInterrupt, Interrupted) as error:
             raise Interrupted(f"the rounds so far are kept in {root}") from error
-        if messages := outcomes[-1].messages:
+        outcomes.append(outcome)
+        if outcome.messages:
             title = f"{name or 'messages'}: {chosen.tree.devices} devices, seed {chosen.seed}"
-            draw_times(messages, outcomes[-1].folder / PICTURE, title=title)
-            console.print(messages_table(messages))
+            draw_times(outcome.messages, outcome.folder / PICTURE, title=title)
+            console.print(messages_table(outcome.messages))
     console.print(outcomes_table(outcomes))
     for outcome in outcomes:
         if outcome.reason:
             console.print(f"{outcome.scenario or 'the run'} failed: {outcome.reason}", style="red")
     console.print(f"results in [bold]{root}[/]")
+
+
+class BedDisplay(TreeDisplay):
+    """Live view of a tree, or of what happens to the links of containers."""
+
+    def show(self, event: Mapping[str, object]) -> None:
+        """Take one event."""
+        if event["event"] in ("fault", "mended"):
+            self.console.print(f"  {event['event']}: {event['fault']}", highlight=False)
+        elif event["event"] == "round" and "edge" in event:
+            self.console.print(f"  edge {event['edge']} is in round {event['t']}", highlight=False)
+        else:
+            super().show(event)
 
 
 def messages_table(messages: Sequence[Timed]) -> Table:

@@ -33,8 +33,6 @@ LONGEST_WAIT_S: Final = 1.0
 LARGEST_ORDER: Final = 2**17
 """Of an order or an answer [byte]."""
 PACKET_BYTES: Final = 2**16
-PRIORITY: Final = -15
-"""Before those that only compute."""
 IPV4: Final = 4
 
 
@@ -217,7 +215,7 @@ def main(path: str, seed: str) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the socket says when
     with contextlib.suppress(OSError):  # not allowed: packets are a little later
-        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
         door.bind(path)
         door.listen(1)

@@ -38,6 +38,23 @@ def nodes_of(network: Network) -> list[str]:
     ]  # fmt: skip
 
 
+def start_emulator(processes: Processes, seed: int) -> Control:
+    """Start the emulator among the programs of a tree."""
+    path = processes.scratch / "emulator.sock"
+    processes.start(Program(EMULATOR, command(path, seed), restarts=0, last=True))
+    return Control(path)
+
+
+def check_emulator(processes: Processes) -> None:
+    """See whether it is at work.
+
+    Raises:
+        HffmError: It is gone, so that nothing arrives any more.
+    """
+    if not processes.running(EMULATOR):
+        raise HffmError(f"the link emulator is gone: {processes.tail(EMULATOR)}")
+
+
 class NamespaceHosts:
     """Hosts, each a namespace with one address, joined by the link emulator; a context manager.
 
@@ -76,6 +93,17 @@ class NamespaceHosts:
     def timings(self) -> Path:
         return self._timings
 
+    @property
+    def control(self) -> Control:
+        """The emulator's.
+
+        Raises:
+            HffmError: It has not been started.
+        """
+        if self._control is None:
+            raise HffmError("the link emulator has not been started")
+        return self._control
+
     def ip(self, host: str) -> str:
         return self._addresses[_node(host)]
 
@@ -93,9 +121,7 @@ class NamespaceHosts:
         """Start the emulator and hand it a device of every namespace."""
         self._timings.mkdir(parents=True, exist_ok=True)
         self._processes = processes
-        path = processes.scratch / "emulator.sock"
-        processes.start(Program(EMULATOR, command(path, self._network.seed), restarts=0, last=True))
-        self._control = self._stack.enter_context(Control(path))
+        self._control = self._stack.enter_context(start_emulator(processes, self._network.seed))
         tcp = tcp_of_routes()
         for node, space in self._spaces.items():
             address, device = self._addresses[node], space.open_tun()
@@ -117,8 +143,8 @@ class NamespaceHosts:
         Raises:
             HffmError: The emulator is gone, so that nothing arrives any more.
         """
-        if self._processes is not None and not self._processes.running(EMULATOR):
-            raise HffmError(f"the link emulator is gone: {self._processes.tail(EMULATOR)}")
+        if self._processes is not None:
+            check_emulator(self._processes)
         if self.air is not None and self._control is not None:
             self.air.follow(begun())
             self.carried = self._control.carried()
