@@ -64,22 +64,22 @@ def bed_command(
         from hffm_flower.testbed.scenario import load_scenarios
         from hffm_flower.tree import plant
 
+        check_allowed()
         try:
             check_deployable(chosen)
+            network = plant(chosen)
         except ConfigError as error:
             raise chosen.locate(error) from error
-        plan = check(chosen)
-        network = plant(chosen)
-        scenarios = {"": ()} if scenario is None else load_scenarios(
-            scenario, network.topology, chosen.rounds
-        )  # fmt: skip
-        check_allowed()
-        root = out.expanduser() if out else Path("runs") / time.strftime("testbed-%Y%m%d-%H%M%S")
+        scenarios = (
+            load_scenarios(scenario, network.topology, chosen.rounds) if scenario else {"": ()}
+        )
         if docker is not None and len(scenarios) > 1:
             raise ConfigError(
                 f"--docker: {scenario} holds {len(scenarios)} scenarios; one run of the containers "
                 "can have one"
             )
+        plan = check(chosen)
+        root = out.expanduser() if out else Path("runs") / time.strftime("testbed-%Y%m%d-%H%M%S")
         folders = {name: take_folder(chosen, root / name, origin="--out") for name in scenarios}
     console.print(
         f"[bold]{chosen.method}[/], {network.topology.edges} edges, {chosen.tree.devices} devices, "

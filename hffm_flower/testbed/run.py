@@ -71,28 +71,29 @@ def shape_containers(
         ConfigError: A container is not there.
     """
     network, carried = plant(config), Carried(0.0, 0, {})
-    with Processes(folder / "logs") as processes:
-        with start_emulator(processes, network.seed) as control:
-            air = Air(network, scenario, control)
-            tree = Attached(project, nodes_of(network), control)
-            told, looked_s, seen = 0, time.monotonic(), False
-            try:
-                while (begun := tree.begun()) is not None or not seen:
-                    check_emulator(processes)
-                    if begun is not None:
-                        seen = True
-                        air.follow({node: min(t, config.rounds) for node, t in begun.items()})
-                    for event in air.events[told:]:
-                        show(event)
-                    told, carried = len(air.events), control.carried()
-                    if time.monotonic() - looked_s > LOOK_S:
-                        tree.refresh()
-                        looked_s = time.monotonic()
-                    time.sleep(TICK_S)
-            except KeyboardInterrupt:
-                show({"event": "stopping"})
-            finally:
-                tree.timings(folder / TIMINGS)
+    with Processes(folder / "logs") as processes, start_emulator(
+        processes, network.seed
+    ) as control:  # fmt: skip
+        air = Air(network, scenario, control)
+        tree = Attached(project, nodes_of(network), control)
+        told, looked_s, seen = 0, time.monotonic(), False
+        try:
+            while (begun := tree.begun()) is not None or not seen:
+                check_emulator(processes)
+                if begun is not None:
+                    seen = True
+                    air.follow({node: min(t, config.rounds) for node, t in begun.items()})
+                for event in air.events[told:]:
+                    show(event)
+                told, carried = len(air.events), control.carried()
+                if time.monotonic() - looked_s > LOOK_S:
+                    tree.refresh()
+                    looked_s = time.monotonic()
+                time.sleep(TICK_S)
+        except KeyboardInterrupt:
+            show({"event": "stopping"})
+        finally:
+            tree.timings(folder / TIMINGS)
     messages = tuple(read_timings(folder / TIMINGS, network))
     outcome = Outcome(name, folder, "shaped", messages=messages, carried=carried)
     outcome.write(scenario, air.events)

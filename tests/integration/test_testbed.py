@@ -189,7 +189,7 @@ def test_where_it_is_not_allowed_the_message_says_what_is_missing(
         patched.setenv("PATH", str(tmp_path))
         with pytest.raises(ConfigError, match="there is no program 'ip': install iproute2"):
             module.check_allowed()
-    monkeypatch.setattr(module.shutil, "which", lambda tool: tool)
+    monkeypatch.setattr("hffm_flower.testbed.namespaces.shutil.which", lambda tool: tool)
     with monkeypatch.context() as patched:
         patched.setattr(module, "TUN", str(tmp_path / "tun"))
         with pytest.raises(ConfigError, match=r"there is no .*tun: load the module 'tun'"):

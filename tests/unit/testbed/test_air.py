@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import pytest
 
 from hffm_flower.config import RunConfig
-from hffm_flower.testbed import air as module
 from hffm_flower.testbed.air import Air
 from hffm_flower.testbed.link import Quality
 from hffm_flower.testbed.scenario import Ends, Fault, Scenario
@@ -32,7 +31,7 @@ class World:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, scenario: Scenario = ()) -> None:
         self.now, self.control = 100.0, Control()
-        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr("hffm_flower.testbed.air.time.monotonic", lambda: self.now)
         self.air = Air(NETWORK, scenario, self.control)  # type: ignore[arg-type]
 
     def at(self, now: float, *rounds: int) -> None:
