@@ -1,6 +1,6 @@
 """The link emulator alone: rate, delay, loss, CPU; and messages between devices over its links.
 
-Two devices and an edge in network namespaces. iperf3 sends UDP at one and a half times the
+Two devices and an edge in network namespaces. iperf3 sends UDP at twice the
 rate; ping measures the round trip and the loss; two processes play a D2D step over TLS, with
 the band chosen so that the radio model gives the link the wanted rate.
 
@@ -116,7 +116,7 @@ def rates(bench: Bench) -> None:
     for rate in RATES_MBIT:
         bench.between(Quality(1e6 * rate), Quality(1e6 * rate))
         before = bench.hosts.control.carried()
-        udp = iperf(bench, "-u", "-b", f"{1.5 * rate}M", "-l", str(DATAGRAM), "-t", "6")
+        udp = iperf(bench, "-u", "-b", f"{2 * rate}M", "-l", str(DATAGRAM), "-t", "6")
         # what is received in whole seconds but the first and the last
         whole = [each["sum"]["bits_per_second"] for each in udp["intervals"]]
         received = float(np.mean(whole[1:-1])) * (DATAGRAM + HEADERS) / DATAGRAM

@@ -48,7 +48,7 @@ class Hosts(Protocol):
 class Loopback:
     """All of them are this machine, which tells them apart by ports."""
 
-    timings = None
+    timings: Path | None = None
 
     def __init__(self) -> None:
         self._given: set[str] = set()

@@ -111,6 +111,7 @@ class Attached:
         self._tcp = tcp_of_routes()
         self.containers: dict[str, Container] = {}
         self.refresh()
+        self._timed_before = {node: len(text) for node, text in self._timings().items()}
 
     def refresh(self) -> None:
         """Attach those that are new, and let all find their way to them."""
@@ -163,9 +164,12 @@ class Attached:
         return rounds if seen else None
 
     def timings(self, folder: Path) -> None:
-        """Copy what devices have timed into a folder."""
+        """Copy what devices have timed since they were attached into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        for node, container in self.containers.items():
-            path = container.root / TIMINGS
-            if node_of(node)[0] == DEVICE and path.exists():
-                shutil.copyfile(path, folder / f"{node.replace('/', '-')}.jsonl")
+        for node, text in self._timings().items():
+            ours = text[self._timed_before.get(node, 0) :]
+            (folder / f"{node.replace('/', '-')}.jsonl").write_bytes(ours)
+
+    def _timings(self) -> dict[str, bytes]:
+        paths = {n: c.root / TIMINGS for n, c in self.containers.items() if node_of(n)[0] == DEVICE}
+        return {node: path.read_bytes() for node, path in paths.items() if path.exists()}
