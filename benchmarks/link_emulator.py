@@ -1,8 +1,8 @@
 """The link emulator alone: rate, delay, loss, CPU; and messages between devices over its links.
 
-Two devices and an edge in network namespaces. iperf3 sends UDP at twice the
-rate; ping measures the round trip and the loss; two processes play a D2D step over TLS, with
-the band chosen so that the radio model gives the link the wanted rate.
+Two devices and an edge in network namespaces. iperf3 sends UDP at twice the rate, and TCP; ping
+measures the round trip and the loss; two processes play a D2D step over TLS, with the band
+chosen so that the radio model gives the link the wanted rate.
 
 Run as root: python -m benchmarks.link_emulator [OUT.png]; needs iperf3 and ping.
 """
@@ -95,10 +95,10 @@ class Bench:
         self.hosts.control.change({(ONE, OTHER): there, (OTHER, ONE): back})
 
     def start(self, host: str, *argv: str) -> subprocess.Popen[str]:
-        """A program in a namespace."""
+        """A program in a namespace, which ends with it at the latest."""
         return subprocess.Popen(
             self.hosts.command(host, argv), stdout=subprocess.PIPE, text=True,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, env=self.processes.environment,
         )  # fmt: skip
 
     def said(self, host: str, *argv: str) -> str:

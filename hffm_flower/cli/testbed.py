@@ -16,6 +16,7 @@ from hffm_flower.cli.up import TreeDisplay
 from hffm_flower.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
+    from hffm_flower.testbed.control import Carried
     from hffm_flower.testbed.measure import Timed
     from hffm_flower.testbed.report import Outcome
 
@@ -107,6 +108,8 @@ def bed_command(
             title = f"{name or 'messages'}: {chosen.tree.devices} devices, seed {chosen.seed}"
             draw_times(outcome.messages, outcome.folder / PICTURE, title=title)
             console.print(messages_table(outcome.messages))
+        if outcome.carried is not None:
+            console.print(emulator_cost(outcome.carried), highlight=False)
     console.print(outcomes_table(outcomes))
     for outcome in outcomes:
         if outcome.reason:
@@ -132,12 +135,12 @@ def messages_table(messages: Sequence[Timed]) -> Table:
     from hffm_flower.testbed.measure import summaries
 
     table = Table(title="messages, medians")
-    for column in ("link", "messages", "kB", "modelled [s]", "measured [s]", "ratio",
-                   "Flower's own [s]", "waited"):  # fmt: skip
+    for column in ("link", "number", "kB", "model [s]", "measured [s]", "ratio",
+                   "Flower's [s]", "waited"):  # fmt: skip
         table.add_column(column, justify="left" if column == "link" else "right")
     for row in summaries(messages):
         table.add_row(
-            f"{row.link}, over Flower" if row.flower else row.link, str(row.messages),
+            f"Flower {row.link}" if row.flower else row.link, str(row.messages),
             f"{row.bytes / 1e3:.0f}", f"{row.modelled_s:.2f}", f"{row.measured_s:.2f}",
             "-" if row.ratio is None else f"{row.ratio:.2f}",
             f"{row.overhead_s:.2f}" if row.flower else "-",
@@ -149,16 +152,20 @@ def messages_table(messages: Sequence[Timed]) -> Table:
 def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
     """What came of each scenario."""
     table = Table(title="outcome")
-    for column in ("scenario", "status", "rounds", "void", "dropped", "accuracy", "seconds",
-                   "by the model", "emulator"):  # fmt: skip
+    for column in ("scenario", "status", "rounds", "void", "dropped", "accuracy", "s", "model [s]"):
         table.add_column(column, justify="left" if column == "scenario" else "right")
     for each in outcomes:
-        carried = each.carried
         table.add_row(
             each.scenario or "-", each.status, str(each.rounds), str(each.void), str(each.dropped),
             "-" if each.accuracy is None else f"{each.accuracy:.3f}", f"{each.seconds:.0f}",
-            f"{each.modelled_s:.0f}", "-" if carried is None or not carried.bits else
-            f"{carried.cpu_s:.1f} s CPU for {carried.bits / 8e6:.0f} MB, "
-            f"{1e8 * carried.cpu_s / carried.bits:.2f} % of a core per Mbit/s",
+            f"{each.modelled_s:.0f}",
         )  # fmt: skip
     return table
+
+
+def emulator_cost(carried: Carried) -> str:
+    """What the emulator has carried, and what that took."""
+    return (
+        f"emulator: {carried.bits / 8e6:.0f} MB, {carried.cpu_s:.1f} s CPU, "
+        f"{1e8 * carried.cpu_s / max(carried.bits, 1.0):.2f} % of a core per Mbit/s"
+    )

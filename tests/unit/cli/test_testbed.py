@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from hffm_flower.cli import main
-from hffm_flower.cli.testbed import messages_table, outcomes_table
+from hffm_flower.cli.testbed import emulator_cost, messages_table, outcomes_table
 from hffm_flower.errors import ConfigError
 from hffm_flower.ledger import LinkClass
 from hffm_flower.testbed import containers
@@ -106,7 +106,7 @@ def test_tables(tmp_path: Path) -> None:
         console.print(outcomes_table([good, Outcome("bad", tmp_path, "failed", "no quorum")]))
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.get().splitlines()]
     assert ["d2d", "2", "2000", "2.00", "5.55", "1.05", "-", "1"] in rows
-    assert ["downlink, over Flower", "1", "1000", "1.00", "3.50", "-", "2.50", "-"] in rows
-    assert ["calm", "finished", "4", "0", "1", "0.500", "60", "40",
-            "2.0 s CPU for 12 MB, 2.00 % of a core per Mbit/s"] in rows  # fmt: skip
-    assert ["bad", "failed", "0", "0", "0", "-", "0", "0", "-"] in rows
+    assert ["Flower downlink", "1", "1000", "1.00", "3.50", "-", "2.50", "-"] in rows
+    assert ["calm", "finished", "4", "0", "1", "0.500", "60", "40"] in rows
+    assert ["bad", "failed", "0", "0", "0", "-", "0", "0"] in rows
+    assert emulator_cost(carried) == "emulator: 12 MB, 2.0 s CPU, 2.00 % of a core per Mbit/s"
