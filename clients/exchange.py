@@ -23,6 +23,7 @@ from clients.outbox import Transmission
 from clients.peers import PeerExchange
 from clients.resident import Device
 from clients.store import DeviceStore
+from clients.timings import note
 from clients.trainer import Trained, train
 from hffm_flower.d2d import Parcel, Plan, mixed, plan_from_json, upload_of
 from hffm_flower.errors import DivergedError, HffmError, ProtocolError
@@ -86,6 +87,7 @@ class Circle:
         self.plan = plan
         self._admission = admission
         self._clock = clock
+        self._node_config = node_config
         self._channel: PeerExchange | None = None
         try:
             channel = peer_channel(node_config, self.me)
@@ -123,7 +125,15 @@ class Circle:
 
     def transfers(self, t: int) -> list[Transfer]:
         """What was sent, as rows of the ledger."""
-        sent = self._channel.sent if self._channel is not None else []
+        if self._channel is None:
+            return []
+        sent, ready_s = self._channel.sent, self._channel.ready_s
+        note(
+            self._node_config, "peers", t=t, device=self.me,
+            ready=[[*turn, at_s] for turn, at_s in ready_s.items()],
+            sent=[[*one.turn, one.dst, one.letter_bytes, one.began_s, one.ended_s]
+                  for one in sent if one.arrived],
+        )  # fmt: skip
         return [row for one in sent for row in _rows(t, one, len(self.plan.steps))]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
@@ -44,6 +45,8 @@ class Transmission:
         sizes: Tensors of each module [byte].
         tries: How often it was sent.
         arrived: The receiver has it.
+        began_s, ended_s: Of the last try, from its first chunk to the receipt, or to its failure,
+            by `time.monotonic` [s].
     """
 
     turn: Turn
@@ -56,6 +59,8 @@ class Transmission:
     sizes: tuple[int, ...]
     tries: int
     arrived: bool
+    began_s: float
+    ended_s: float
 
 
 class _Try:
@@ -65,6 +70,7 @@ class _Try:
         self._letter = letter
         self.payload_bytes = 0
         self.header_bytes = 0
+        self.began_s = time.monotonic()
         self.problem = "out of time"
 
     async def frames(self) -> AsyncIterator[bytes]:
@@ -73,6 +79,7 @@ class _Try:
             if payload_bytes:  # it was taken: gRPC asks for the next
                 self.payload_bytes += payload_bytes
             else:
+                self.began_s = time.monotonic()
                 self.header_bytes = len(self._letter.header) + len(self._letter.seal)
 
 
@@ -89,18 +96,19 @@ class Outbox:
         pause_s = FIRST_PAUSE_S
         tries = payload = header = 0
         verdict: Verdict | None = None
-        problem = "out of time"
+        problem, began_s = "out of time", time.monotonic()
         while (left_s := limit - asyncio.get_running_loop().time()) > 0:
             attempt = _Try(letter)
             verdict = await self._try(dst, attempt, left_s)
             tries += 1
-            problem = attempt.problem
+            problem, began_s = attempt.problem, attempt.began_s
             payload += attempt.payload_bytes
             header += attempt.header_bytes
             if verdict is not None and verdict not in AGAIN:
                 break
             await asyncio.sleep(max(0.0, min(pause_s, limit - asyncio.get_running_loop().time())))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        ended_s = time.monotonic()
         if verdict not in THERE:
             _log.info(
                 "device %d did not reach %d in %s: %s", self._ticket.index, dst, turn, problem
@@ -108,6 +116,7 @@ class Outbox:
         return Transmission(
             turn, self._ticket.index, dst, payload, header,
             letter.total_bytes, letter.modules, letter.sizes, tries, verdict in THERE,
+            began_s, ended_s,
         )  # fmt: skip
 
     async def close(self) -> None:

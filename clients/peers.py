@@ -71,6 +71,8 @@ class PeerExchange:
         """Messages of the round that is open."""
         self.missed: list[tuple[Turn, int]] = []
         """Messages that did not come in it."""
+        self.ready_s: dict[Turn, float] = {}
+        """When each of its steps began here, by `time.monotonic` [s]."""
         self._credentials = credentials
         self._limits = limits or Limits()
         self._door = Doorkeeper(index, self._limits)
@@ -97,6 +99,7 @@ class PeerExchange:
         self._unreached.clear()
         self.sent.clear()
         self.missed.clear()
+        self.ready_s.clear()
 
     def play(
         self, plan: Plan, segment: int, held: Sequence[Parcel], *, deadline_s: float
@@ -203,6 +206,7 @@ class PeerExchange:
         if strangers := sorted({*sources, *messages} - seats.keys()):
             raise PeerError(f"{turn} names devices {strangers}, which have no seat in the round")
         self._reactor.run(inbox.begin(turn, sources))
+        self.ready_s[turn] = time.monotonic()
         unreached = self._unreached.setdefault(turn[:2], set())
         writer = Writer()
         sending: list[Future[Transmission]] = []

@@ -18,6 +18,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.link import Link, LinkLost, Refused, RunOver, Value
+from clients.timings import note, tensor_bytes
 from hffm_flower.errors import HffmError
 
 log = logging.getLogger(__name__)
@@ -100,8 +101,10 @@ class NodeRunner:
         last = time.monotonic()
         while not stop.is_set():
             try:
+                began_s = time.monotonic()
                 message = link.receive()
                 if message is not None:
+                    self._note("pulled", message, began_s)
                     self._unsent = self._answer(link, message)
             except RunOver as error:
                 log.info("a message is left: %s", error)
@@ -138,6 +141,13 @@ class NodeRunner:
         log.info("%s: answered in %.2f s", what, seconds)
         return reply, seconds
 
+    def _note(self, kind: str, message: Message, began_s: float) -> None:
+        told = message.metadata
+        note(
+            self._node_config, kind, type=told.message_type, group=told.group_id,
+            bytes=tensor_bytes(message), began_s=began_s, ended_s=time.monotonic(),
+        )  # fmt: skip
+
     def _context(self, link: Link, run_id: int) -> Context:
         """What the app is told and what it keeps; made at a run's first message."""
         context = self._contexts.get(run_id)
@@ -170,7 +180,9 @@ class NodeRunner:
             elif reply.metadata.src_node_id != link.node_id:
                 log.warning("%s: the SuperLink has forgotten who was asked", what)
             else:
+                began_s = time.monotonic()
                 link.send(reply, seconds)
+                self._note("pushed", reply, began_s)
         except RunOver as error:
             log.info("%s: %s", what, error)
         except Refused:

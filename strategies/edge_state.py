@@ -45,6 +45,15 @@ def save_edge(path: Path, edge: EdgeStrategy, keys: Iterable[ModuleKey]) -> None
     write_bytes(path, save(tensors, metadata={"edge": json.dumps(words)}))
 
 
+def saved_round(path: Path) -> int:
+    """The last edge round that is in an edge's state.
+
+    Raises:
+        ModuleError: The file is damaged, or is not there.
+    """
+    return int(_words(path)["t"])
+
+
 def saved_keys(path: Path) -> tuple[ModuleKey, ...]:
     """All modules of the run of which ``path`` is an edge's state.
 

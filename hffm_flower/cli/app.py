@@ -22,6 +22,7 @@ from hffm_flower.cli import (
     roles,
     run,
     submit,
+    testbed,
     topology,
     up,
 )
@@ -43,6 +44,7 @@ app.command("topology")(topology.topology_command)
 app.command("network")(network.network_command)
 app.command("node")(node.node_command)
 app.command("up")(up.up_command)
+app.command("testbed")(testbed.bed_command)
 app.command("cloud")(roles.cloud_command)
 app.command("edge")(roles.edge_command)
 app.command("device")(roles.device_command)

@@ -158,14 +158,25 @@ class Flwr:
         self.home = home
         home.mkdir(parents=True, exist_ok=True)
         self._links: dict[str, tuple[str, str]] = {}
+        self._enter: dict[str, tuple[str, ...]] = {}
         self._environment = {
             **(os.environ if environment is None else environment), **QUIET,
             "PATH": search_path(), "FLWR_HOME": str(home),
         }  # fmt: skip
         self._apps: dict[bool, Path] = {}
 
-    def connect(self, name: str, address: str, authority: Path | None) -> None:
-        """Name a SuperLink; without the ``authority`` that signed its certificate: no TLS."""
+    def connect(
+        self, name: str, address: str, authority: Path | None, *, enter: tuple[str, ...] = ()
+    ) -> None:
+        """Name a SuperLink.
+
+        Args:
+            name: For the commands.
+            address: Where it listens.
+            authority: Who signed its certificate; None: no TLS.
+            enter: What goes in front of a command, to be run where the SuperLink is.
+        """
+        self._enter[name] = enter
         trust = f"root-certificates = {json.dumps(str(authority))}"
         self._links[name] = (address, trust if authority else "insecure = true")
         lines = [f'[superlink]\ndefault = "{next(iter(self._links))}"']
@@ -184,13 +195,14 @@ class Flwr:
             file.write(to_toml(settings))
             file.flush()
             said = self._json(
-                "run", str(self._apps[proxy]), link, "--run-config", file.name, "--format", "json"
-            )
+                link, "run", str(self._apps[proxy]), link, "--run-config", file.name,
+                "--format", "json",
+            )  # fmt: skip
         return int(str(said["run-id"]))
 
     def runs(self, link: str) -> list[Run]:
         """The SuperLink's runs, the latest first."""
-        said = self._json("ls", link, "--limit", "1000", "--format", "json")
+        said = self._json(link, "ls", link, "--limit", "1000", "--format", "json")
         rows = said["runs"]
         assert isinstance(rows, list)
         return [
@@ -204,24 +216,24 @@ class Flwr:
 
     def stop(self, link: str, run_id: int) -> None:
         """Stop a run."""
-        self._json("stop", str(run_id), link, "--format", "json")
+        self._json(link, "stop", str(run_id), link, "--format", "json")
 
     def nodes(self, link: str) -> list[Mapping[str, object]]:
         """The SuperLink's nodes, as ``flwr supernode list`` says."""
-        rows = self._json("supernode", "list", link, "--format", "json")["nodes"]
+        rows = self._json(link, "supernode", "list", link, "--format", "json")["nodes"]
         assert isinstance(rows, list)
         return rows
 
     def register(self, link: str, key: Path) -> None:
         """Register a node's public key; one that is registered already stays so."""
         try:
-            self._json("supernode", "register", str(key), link, "--format", "json")
+            self._json(link, "supernode", "register", str(key), link, "--format", "json")
         except HffmError as error:
             if "already in use" not in str(error):
                 raise
 
-    def _json(self, *words: str) -> Mapping[str, object]:
-        """What a command answers.
+    def _json(self, link: str, *words: str) -> Mapping[str, object]:
+        """What a command about ``link`` answers.
 
         Raises:
             HffmError: It failed; the message is its own.
@@ -229,9 +241,9 @@ class Flwr:
         what = f"flwr {' '.join(words[: 2 if words[0] == 'supernode' else 1])}"
         try:
             done = subprocess.run(
-                [program("flwr"), *words], cwd=self.home, env=self._environment,
-                capture_output=True, text=True, timeout=PATIENCE_S, check=False,
-                stdin=subprocess.DEVNULL, start_new_session=True,
+                [*self._enter.get(link, ()), program("flwr"), *words],
+                cwd=self.home, env=self._environment, capture_output=True, text=True,
+                timeout=PATIENCE_S, check=False, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise HffmError(f"{what} has not answered for {PATIENCE_S:.0f} s") from error

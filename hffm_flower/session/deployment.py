@@ -7,12 +7,13 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
 from hffm_flower.config import RunConfig
-from hffm_flower.errors import ConfigError, HffmError
+from hffm_flower.errors import ConfigError, HffmError, ModuleError
 from hffm_flower.report import RoundReport, TaskFacts
 from hffm_flower.result import means, task_facts
 from hffm_flower.runfiles import LOG, RunFiles
@@ -20,7 +21,7 @@ from hffm_flower.schedule import METHODS
 from hffm_flower.session.bundle import Flwr
 from hffm_flower.session.local_roles import Kind, local_roles
 from hffm_flower.session.preflight import Plan
-from hffm_flower.session.processes import Processes
+from hffm_flower.session.processes import Processes, Program
 from hffm_flower.session.roles import EdgeRole
 from hffm_flower.session.run import STATE, RunResult, finish, settled
 from hffm_flower.session.tiers import STATUS_S, EdgeRun, Link
@@ -93,23 +94,35 @@ class Tree:
         self.config, self.files, self.processes = config, files, processes
         self.flwr = Flwr(processes.scratch / "flwr", processes.environment)
         self._state = processes.scratch / "state"
+        self._hosts = kind.hosts
+        self._hosts.begin(processes)
         self._online: dict[str, int] = {}
         self._shown = 0
+        self._done: dict[int, int] = {}
         self._tasks = task_facts(config.data.tasks, plan.profiles)
         clusters = () if config.flat else plan.groups
         roles = local_roles(
             config.tree.devices, clusters, processes.scratch, kind,
             peers=config.d2d.plan != "none",
         )  # fmt: skip
-        self.cloud = Link(CLOUD, roles.cloud, processes, self.flwr, restarts=0)
+        self.cloud = Link(CLOUD, roles.cloud, processes, self.flwr, restarts=0, hosts=self._hosts)
         self.edges = [self._edge(role) for role in roles.edges]
         above = {e.link.role.listen: e.link for e in self.edges} | {roles.cloud.listen: self.cloud}
-        self._waiting = [(self.cloud, e.node(f"edge-{e.index}-node")) for e in roles.edges]
-        self._waiting += [(above[d.superlink], d.node(f"device-{d.index}")) for d in roles.devices]
+        self._waiting = [
+            (self.cloud, self._node(f"edge-{e.index}", e.node(f"edge-{e.index}-node")))
+            for e in roles.edges
+        ]
+        self._waiting += [
+            (above[d.superlink], self._node(f"device-{d.index}", d.node(f"device-{d.index}")))
+            for d in roles.devices
+        ]
         self.nodes = [node for _, node in self._waiting]
 
+    def _node(self, host: str, program: Program) -> Program:
+        return replace(program, argv=self._hosts.command(host, program.argv))
+
     def _edge(self, role: EdgeRole) -> EdgeRun:
-        link = Link(f"edge-{role.index}", role, self.processes, self.flwr)
+        link = Link(f"edge-{role.index}", role, self.processes, self.flwr, hosts=self._hosts)
         settings = {**self._settings(), **role.settings(), "paths.out": role.out}
         settings["deploy.run"] = f"edge-{role.index}"
         return EdgeRun(link, role.gateway, lambda number: settings, self.flwr)
@@ -143,6 +156,7 @@ class Tree:
         asked, before = began, None
         while not self.files.has_result():
             self.processes.look_after()
+            self._hosts.tick(self.begun)
             self._start_nodes()
             for edge in self.edges:
                 edge.tick()
@@ -209,6 +223,22 @@ class Tree:
             show(_round_event(report, self._tasks))
             self._shown += 1
         return (len(running), online, self._shown, run_id, tuple(e.run_id for e in self.edges))
+
+    def begun(self) -> dict[str, int]:
+        """The edge round that every edge is in; without edges, the cloud."""
+        if not self.edges:
+            return {CLOUD: len(self._rounds()) + 1}
+        return {f"edge/{i}": self._edge_round(i) for i in range(len(self.edges))}
+
+    def _edge_round(self, index: int) -> int:
+        from strategies.edge_state import saved_round
+
+        done = self._done.get(index, 0)
+        for path in self._state.glob(f"*/edge-{index}.safetensors"):
+            with contextlib.suppress(ModuleError):  # it was removed: the edge has ended
+                done = max(done, saved_round(path))
+        self._done[index] = done
+        return min(done + 1, self.config.rounds)
 
     def _rounds(self) -> list[RoundReport]:
         return self.files.rounds() if (self.files.root / "rounds.jsonl").exists() else []

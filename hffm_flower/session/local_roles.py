@@ -1,14 +1,14 @@
-"""The roles of a whole tree on one machine: free loopback addresses, certificates of its own."""
+"""The roles of a whole tree on one machine: free addresses, certificates of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hffm_flower.pki import Party, Role
 from hffm_flower.pki_folder import SUPERNODE_PUB, create
-from hffm_flower.session.processes import free_addresses
+from hffm_flower.session.hosts import Hosts, Loopback
 from hffm_flower.session.roles import CloudRole, DeviceRole, EdgeRole
 
 PKI = "pki"
@@ -23,10 +23,12 @@ class Kind:
     Attributes:
         stock: With ``flower-supernode`` in place of the long-lived nodes.
         insecure: Without TLS and keys.
+        hosts: Where its programs run.
     """
 
     stock: bool = False
     insecure: bool = False
+    hosts: Hosts = field(default_factory=Loopback)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,14 @@ def local_roles(
         kind: Nodes and security.
         peers: Whether devices have a peer channel.
     """
+    hosts = kind.hosts
     edge_names = [f"edge-{e}" for e in range(len(clusters))]
     names = [f"device-{k}" for k in range(devices)]
     if not kind.insecure:
-        parties = [Party("cloud", Role.SERVER), *(Party(n, Role.EDGE) for n in edge_names),
-                   *(Party(n, Role.DEVICE, ("127.0.0.1",)) for n in names)]  # fmt: skip
+        machines = [("cloud", Role.SERVER), *((n, Role.EDGE) for n in edge_names),
+                    *((n, Role.DEVICE) for n in names)]  # fmt: skip
+        parties = [Party(name, role, (hosts.ip(name),)) for name, role in machines]
         create(folder / PKI, parties, days=DAYS)
-    free = iter(free_addresses(2 + 4 * len(clusters) + 2 * devices))
 
     def own(name: str, below: Sequence[str] = ()) -> Mapping[str, object]:
         """A role's certificates, and the keys of the nodes below it."""
@@ -71,17 +74,20 @@ def local_roles(
         keys = {"nodes": [f"{PKI}/{n}/{SUPERNODE_PUB}" for n in below]} if below else {}
         return {"certificates": f"{PKI}/{name}", **keys}
 
-    def stock() -> Mapping[str, object]:
-        return {"stock-node": next(free)} if kind.stock else {}
+    def link(name: str) -> dict[str, object]:
+        return {"listen": hosts.free(name), "superlink": hosts.free(name, inside=True)}
 
-    table: dict[str, object] = {"listen": next(free), "superlink": next(free)}
-    cloud = CloudRole.made({**table, **own("cloud", edge_names or names)}, folder)
+    def stock(name: str) -> Mapping[str, object]:
+        return {"stock-node": hosts.free(name, inside=True)} if kind.stock else {}
+
+    cloud = CloudRole.made({**link("cloud"), **own("cloud", edge_names or names)}, folder)
     above = [cloud.listen] * devices
     edges = []
     for e, name in enumerate(edge_names):
-        table = {
-            "index": e, "upstream": cloud.listen, "listen": next(free), "superlink": next(free),
-            "gateway": next(free), "database": f"{name}.db", "out": f"out/{name}", **stock(),
+        table: dict[str, object] = {
+            "index": e, "upstream": cloud.listen, **link(name), **stock(name),
+            "gateway": hosts.free(name, inside=True), "database": f"{name}.db",
+            "out": f"out/{name}",
         }  # fmt: skip
         below = [names[k] for k in clusters[e]]
         edges.append(EdgeRole.made({**table, **own(name, below)}, folder))
@@ -89,7 +95,10 @@ def local_roles(
             above[k] = edges[e].listen
     leaves = []
     for k, name in enumerate(names):
-        peer = {"peer-address": next(free)} if peers else {}
-        table = {"index": k, "superlink": above[k], **peer, **stock()}
+        table = {"index": k, "superlink": above[k], **stock(name)}
+        if peers:
+            table["peer-address"] = hosts.free(name)
+        if hosts.timings is not None:
+            table["timings"] = str(hosts.timings / f"{name}.jsonl")
         leaves.append(DeviceRole.made({**table, **own(name)}, folder))
     return LocalRoles(cloud, tuple(edges), tuple(leaves))

@@ -179,7 +179,7 @@ class DeviceRole(Role):
     """A device: a node of its edge, and a peer of the others there."""
 
     what: ClassVar[str] = "a device"
-    paths: ClassVar[tuple[str, ...]] = ("certificates", "own_data")
+    paths: ClassVar[tuple[str, ...]] = ("certificates", "own_data", "timings")
     loopback: ClassVar[tuple[str, ...]] = ("stock_node",)
     listens: ClassVar[tuple[str, ...]] = ("peer_address",)
     calls: ClassVar[tuple[str, ...]] = ("superlink",)
@@ -195,6 +195,7 @@ class DeviceRole(Role):
     )
     data: dict[str, object] = Field(default_factory=dict, description="see docs/own-data.md")
     stock_node: str = Field("", description="HOST:PORT on loopback: use flower-supernode")
+    timings: str = Field("", description="file for when its messages went; empty: none")
 
     def check(self) -> None:
         """Refuse, besides, data of its own that nobody would read."""
@@ -219,4 +220,6 @@ class DeviceRole(Role):
             facts["peer-address"] = self.peer_address
         if self.own_data:
             facts["own-data"] = self.own_data
+        if self.timings:
+            facts["timings"] = self.timings
         return node_program(self, name, self.superlink, facts, app=DEVICE, stock=self.stock_node)

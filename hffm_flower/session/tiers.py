@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from hffm_flower.errors import HffmError
 from hffm_flower.session.bundle import Flwr
-from hffm_flower.session.processes import Processes, listening
+from hffm_flower.session.hosts import HERE, Hosts
+from hffm_flower.session.processes import Processes, Program
 from hffm_flower.session.roles import LinkRole
 
 log = logging.getLogger(__name__)
@@ -31,22 +32,29 @@ class Link:
         processes: Where its programs run.
         flwr: Commands.
         restarts: How often the SuperLink is started again, should it die.
+        hosts: Where ``name`` is one of the machines.
     """
 
     def __init__(
-        self, name: str, role: LinkRole, processes: Processes, flwr: Flwr, *, restarts: int = 3
-    ) -> None:
-        self.name, self.role = name, role
+        self, name: str, role: LinkRole, processes: Processes, flwr: Flwr, *,
+        restarts: int = 3, hosts: Hosts = HERE,
+    ) -> None:  # fmt: skip
+        self.name, self.role, self._hosts = name, role, hosts
         self._processes, self._flwr, self._restarts = processes, flwr, restarts
         self._registered = 0
         self._keys = role.public_keys()
 
     def start(self) -> None:
         """Start the SuperLink and its guard."""
-        self._flwr.connect(self.name, self.role.superlink, self.role.authority)
+        enter = self._hosts.command(self.name, ())
+        self._flwr.connect(self.name, self.role.superlink, self.role.authority, enter=enter)
         superlink, guard = self.role.link_programs(self.name)
-        self._processes.start(replace(superlink, restarts=self._restarts))
-        self._processes.start(guard)
+        self._start(replace(superlink, restarts=self._restarts))
+        self._start(guard)
+
+    def _start(self, program: Program) -> None:
+        argv = self._hosts.command(self.name, program.argv)
+        self._processes.start(replace(program, argv=argv))
 
     @property
     def life(self) -> int:
@@ -61,13 +69,17 @@ class Link:
                 return f"{program} died: {self._processes.tail(program)}"
         return ""
 
+    def listening(self, address: str) -> bool:
+        """Whether somebody takes connections there, as seen from this SuperLink's machine."""
+        return self._hosts.listening(self.name, address)
+
     def ready(self) -> bool:
         """Whether it takes runs; registers keys where that is to be done."""
         if not self._processes.running(f"{self.name}-superlink"):
             return False
         if self._registered == self.life:
             return True
-        if not listening(self.role.superlink):
+        if not self.listening(self.role.superlink):
             return False
         life = self.life
         try:
@@ -137,7 +149,7 @@ class EdgeRun:
         self.open, self._closed_since = False, None
 
     def _watch(self, now: float) -> None:
-        if listening(self._gateway):
+        if self.link.listening(self._gateway):
             self.open, self._closed_since = True, None
             return
         if self.open and self._closed_since is None:

@@ -11,6 +11,8 @@ from hffm_flower.ledger import LinkClass, Transfer
 from hffm_flower.pki import Party, Role
 from hffm_flower.pki_folder import create
 from hffm_flower.records import to_bytes
+from hffm_flower.testbed.measure import read_timings
+from hffm_flower.tree import plant
 from tests.support.exchange import PLANS
 from tests.support.live import Live
 from tests.support.played import Played, play
@@ -30,11 +32,17 @@ def test_it_is_the_same_under_tls(
     config = eight.with_values(d2d__plan="relay", rounds=1)
     want = play(config, tmp_path / "simulated")
     create(tmp_path / "pki", [Party(f"device-{k}", Role.DEVICE, ("127.0.0.1",)) for k in range(8)])
-    with Live(monkeypatch, certificates=tmp_path / "pki") as runs:
+    with Live(monkeypatch, certificates=tmp_path / "pki", timings=tmp_path) as runs:
         got = runs.play(elsewhere(config, tmp_path), tmp_path / "live")
     assert got.error is None
     assert rows(got, LinkClass.D2D) == rows(want, LinkClass.D2D)
     assert to_bytes(got.files.cloud()) == to_bytes(want.files.cloud())
+    timed = read_timings(tmp_path, plant(config))
+    sent = rows(got, LinkClass.D2D)
+    assert sorted((m.src, m.dst, m.bytes) for m in timed) == sorted(
+        (row.src, row.dst, row.bytes + row.header_bytes) for row in sent
+    )
+    assert all(0 <= m.waited_s <= m.measured_s < 20 for m in timed)
 
 
 def elsewhere(config: RunConfig, folder: Path) -> RunConfig:

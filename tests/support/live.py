@@ -35,6 +35,8 @@ class LiveGrid(FakeGrid):
     """Devices without a peer address."""
     certificates: Path | None = None
     """As `hffm certs` makes them; None: insecure."""
+    timings: Path | None = None
+    """Folder for when messages went."""
 
     def __init__(
         self, client_app: ClientApp, devices: int, run_config: Mapping[str, Any], **kwargs: Any
@@ -48,6 +50,8 @@ class LiveGrid(FakeGrid):
             if index not in self.unreachable:
                 self.addresses[index] = f"127.0.0.1:{free_port()}"
                 context.node_config["peer-address"] = self.addresses[index]
+                if self.timings is not None:
+                    context.node_config["timings"] = str(self.timings / f"device-{index}.jsonl")
                 if self.certificates is None:
                     context.node_config["insecure"] = True
                 else:
@@ -110,6 +114,7 @@ class Live:
         exchange: What the devices' channels are.
         unreachable: Devices without a peer address.
         certificates: As `hffm certs` makes them; None: insecure.
+        timings: Folder for when messages went.
     """
 
     def __init__(
@@ -118,6 +123,7 @@ class Live:
         exchange: Callable[..., PeerExchange] = PromptExchange,
         unreachable: Iterable[int] = (),
         certificates: Path | None = None,
+        timings: Path | None = None,
     ) -> None:
         ledgers: list[Ledger] = []
         grids: list[LiveGrid] = []
@@ -125,6 +131,7 @@ class Live:
         class Grid(LiveGrid):
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 self.unreachable, self.certificates = frozenset(unreachable), certificates
+                self.timings = timings
                 super().__init__(*args, **kwargs)
                 grids.append(self)
 

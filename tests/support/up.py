@@ -40,16 +40,16 @@ def simulate(folder: Path, *words: str) -> Path:
 
 
 class Up:
-    """A running ``hffm up``."""
+    """A running ``hffm up``, or another command that brings a tree up."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(self, folder: Path, *words: str, command: str = "up") -> None:
         self.run, self.temporary = folder / "run", folder / "tmp"
         self.temporary.mkdir()
         self.cache = folder / "cache"
         self.said = folder / "said.log"
         with self.said.open("wb") as out:
             self.process = psutil.Popen(
-                [*HFFM, "up", *words, "--out", str(self.run)], cwd=folder,
+                [*HFFM, command, *words, "--out", str(self.run)], cwd=folder,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "HFFM_CACHE": str(self.cache),
                      "TMPDIR": str(self.temporary), "COLUMNS": "150",
                      "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")},  # made by import peft

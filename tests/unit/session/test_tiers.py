@@ -10,7 +10,7 @@ import pytest
 
 from hffm_flower.errors import HffmError
 from hffm_flower.pki import supernode_pair
-from hffm_flower.session import tiers
+from hffm_flower.session import hosts
 from hffm_flower.session.bundle import Run
 from hffm_flower.session.roles import CloudRole
 from hffm_flower.session.tiers import EdgeRun, Link
@@ -25,7 +25,7 @@ class Flwr:
         self.registered: list[Path] = []
         self.state, self.details, self.broken = "running", "", False
 
-    def connect(self, *words: object) -> None:
+    def connect(self, *words: object, **more: object) -> None:
         pass
 
     def register(self, link: str, key: Path) -> None:
@@ -69,7 +69,7 @@ class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, **options: Any) -> None:
         self.now, self.open = 1000.0, {"127.0.0.1:8001"}
         monkeypatch.setattr("hffm_flower.session.tiers.time.monotonic", lambda: self.now)
-        monkeypatch.setattr(tiers, "listening", lambda address: address in self.open)
+        monkeypatch.setattr(hosts, "listening", lambda address: address in self.open)
         self.flwr, self.processes = Flwr(), Processes()
         (folder / "a.pub").write_bytes(supernode_pair("a")[1])
         role = CloudRole.made({"insecure": True, "nodes": "*.pub"}, folder)
