@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -52,6 +53,7 @@ class NodeRunner:
         app: Answers messages.
         node_config: What this node is, e.g. ``{"partition-id": 3}``.
         pace: Times between looks and tries.
+        online: A file that is there while the SuperLink knows this node.
     """
 
     def __init__(
@@ -61,8 +63,9 @@ class NodeRunner:
         node_config: Mapping[str, Value],
         *,
         pace: Pace = Pace(),
+        online: Path | None = None,
     ) -> None:
-        self._connect, self._app, self._pace = connect, app, pace
+        self._connect, self._app, self._pace, self._online = connect, app, pace, online
         self._node_config = dict(node_config)
         self._contexts: dict[int, Context] = {}
         self._unsent: tuple[Message, float] | None = None
@@ -74,6 +77,7 @@ class NodeRunner:
         Raises:
             ConfigError: The link cannot be made, and waiting will not help.
         """
+        self._tell(online=False)  # as an earlier process may have left it
         while not stop.is_set():
             try:
                 self._session(stop)
@@ -87,6 +91,7 @@ class NodeRunner:
         """Serve one link until it is lost or ``stop`` is set."""
         link = self._connect()
         log.info("node %d is online", link.node_id)
+        self._tell(online=True)
         leave = True
         try:
             self._serve(link, stop)
@@ -94,7 +99,14 @@ class NodeRunner:
             leave = False
             raise
         finally:
+            self._tell(online=False)
             link.close(leave=leave)
+
+    def _tell(self, *, online: bool) -> None:
+        if self._online is not None and online:
+            self._online.touch()
+        elif self._online is not None:
+            self._online.unlink(missing_ok=True)
 
     def _serve(self, link: Link, stop: threading.Event) -> None:
         self._deliver(link)

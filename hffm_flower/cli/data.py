@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from hffm_flower.cli import options
-from hffm_flower.cli.own import show_own
 from hffm_flower.cli.prepare import prepare_command
 
 
@@ -54,6 +53,8 @@ def show_command(
         config, smoke=smoke, sets=sets, devices=devices, edges=edges, seed=seed
     )
     if own is not None:
+        from hffm_flower.cli.own import show_own
+
         show_own(chosen, own, console)
         return
     with console.status("drawing the partition"):

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -20,12 +21,23 @@ from hffm_flower.config import RunConfig
 NEEDED = {
     "base": ("flwr", "numpy", "pydantic", "safetensors", "typer", "rich"),
     "device": ("torch", "transformers", "pillow"),
-    "sim": ("ray", "flwr-datasets", "matplotlib", "psutil"),
+    "sim": ("ray", "matplotlib", "psutil"),
+}
+EXTRAS = {"server": ("base",), "device": ("base", "device"), "sim": ("base", "device", "sim")}
+NEXT = {
+    "server": "[bold]hffm cloud[/] or [bold]edge[/] ROLE.toml",
+    "device": "[bold]hffm device[/] ROLE.toml",
+    "sim": "[bold]hffm run --smoke[/] takes under a minute",
 }
 FREE_BYTES = 2 * 2**30
 
 
-def doctor_command() -> None:
+def doctor_command(
+    role: Annotated[
+        Literal["server", "device", "sim"],
+        typer.Option("--for", help="A cloud or an edge; a device; all, for hffm run."),
+    ] = "sim",
+) -> None:
     """Say what this machine has, what is missing, and how to mend it."""
     console = Console()
     table = Table(title="hffm doctor")
@@ -40,15 +52,17 @@ def doctor_command() -> None:
         table.add_row(what, "[green]ok[/]" if good else "[red]missing[/]", escape(detail))
 
     row("python", True, f"{platform.python_version()}, {os.cpu_count()} CPUs")
-    for extra, packages in NEEDED.items():
-        for package in packages:
+    extras = EXTRAS[role]
+    for extra in extras:
+        for package in NEEDED[extra]:
             try:
                 row(package, True, version(package))
             except PackageNotFoundError:
                 suffix = "" if extra == "base" else f"[{extra}]"
                 row(package, False, f"pip install 'hffm-flower{suffix}' -c constraints.txt")
-    row("accelerator", *_accelerator())
-    for name, good, detail in verify_assets():
+    if "device" in extras:
+        row("accelerator", *_accelerator())
+    for name, good, detail in verify_assets() if "device" in extras else ():
         if good or is_installed(name) or ASSETS[name].extra in NEEDED:
             row(f"asset {name}", good, detail)
         else:
@@ -59,7 +73,7 @@ def doctor_command() -> None:
     if bad:
         console.print(f"[red]{bad} missing[/]")
         raise typer.Exit(1)
-    console.print("all that is needed is there: [bold]hffm run --smoke[/] takes under a minute")
+    console.print(f"all that is needed is there: {NEXT[role]}")
 
 
 def _accelerator() -> tuple[bool, str]:

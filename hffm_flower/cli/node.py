@@ -39,6 +39,9 @@ def node_command(
         Path | None, typer.Option(metavar="KEY", help="Registered key (OpenSSH form).")
     ] = None,
     app: Annotated[str, typer.Option(metavar="MODULE:ATTR", help="The ClientApp.")] = APP,
+    online: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Is there while the SuperLink knows us.")
+    ] = None,
 ) -> None:
     """Answer a SuperLink's messages in this process, until Ctrl-C or SIGTERM."""
     address = _address(superlink)
@@ -62,7 +65,7 @@ def node_command(
         insecure=insecure, root_certificates=trusted,
     )  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt):  # the usual end: the node has left by now
-        NodeRunner(where.connect, loaded, config).run(threading.Event())
+        NodeRunner(where.connect, loaded, config, online=online).run(threading.Event())
     logging.getLogger(__name__).info("stopped")
 
 

@@ -43,8 +43,9 @@ def run_command(
         actors=actors, gpus_per_actor=gpus_per_actor,
     )  # fmt: skip
     with console.status("checking settings, assets and data"):
+        from hffm_flower.session.folders import take_folder
         from hffm_flower.session.preflight import check
-        from hffm_flower.session.run import execute, take_folder
+        from hffm_flower.session.run import execute
 
         plan = check(chosen)
         files = take_folder(chosen, out, origin="--out")

@@ -42,10 +42,11 @@ def up_command(
         devices=devices, edges=edges, period=period, seed=seed, d2d=d2d, encoders=encoders,
     )  # fmt: skip
     with console.status("checking settings, assets and data"):
-        from hffm_flower.session.deployment import check_deployable, up
+        from hffm_flower.session.deployment import up
+        from hffm_flower.session.folders import take_folder
         from hffm_flower.session.local_roles import Kind
         from hffm_flower.session.preflight import check
-        from hffm_flower.session.run import take_folder
+        from hffm_flower.session.serving import check_deployable
 
         try:
             check_deployable(chosen)

@@ -4,13 +4,11 @@ Three skews, each drawn from its own stream of the run's seed: tasks are dealt f
 shuffled decks, some devices lack a modality, and the examples of a task are split by a
 Dirichlet over its labels, or by their natural owners where the data set knows them.
 
-Source: label skew: Hsu et al. 2019, arXiv 1909.06335, by flwr-datasets.
+Source: label skew: Hsu et al. 2019, arXiv 1909.06335; drawn as flwr-datasets draws it.
 """
 
 from __future__ import annotations
 
-import importlib
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -27,6 +25,8 @@ from hffm_flower.tasks import TaskSpec, spec_of
 
 Shards = tuple[NDArray[np.int64], ...]
 EMPTY: Final = np.empty(0, dtype=np.int64)
+DRAWS: Final = 11
+"""So often a label skew is drawn until every device has an example."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,31 +195,24 @@ def _split_dirichlet(
 ) -> dict[int, NDArray[np.int64]]:
     if not 0.0 < alpha < float("inf"):
         raise ConfigError(f"{alpha} is not a number > 0", key="data.alpha")
-    hosted = importlib.import_module("datasets").Dataset.from_dict(
-        {"label": labels, "row": np.arange(len(labels))}
+    rng = np.random.default_rng(stream_seed(seed, "partition", task, "train"))
+    by_label = [np.nonzero(labels == label)[0] for label in np.unique(labels)]
+    for _ in range(DRAWS):
+        parts: list[list[NDArray[np.int64]]] = [[] for _ in able]
+        for rows in by_label:
+            shares = rng.dirichlet(np.full(len(able), alpha))
+            ends = (np.cumsum(shares) * len(rows)).astype(np.int64)
+            for part, some in zip(parts, np.split(rows, ends[:-1]), strict=True):
+                part.append(some)
+        found = {i: np.sort(np.concatenate(part)) for i, part in zip(able, parts, strict=True)}
+        if all(map(len, found.values())):
+            return found
+    raise ConfigError(
+        f"{alpha} leaves some of the {len(able)} devices of task {task!r} "
+        f"without any of its {len(labels)} examples; raise data.alpha or "
+        "data.train-per-answer, or use fewer devices",
+        key="data.alpha",
     )
-    splitter = importlib.import_module("flwr_datasets.partitioner").DirichletPartitioner(
-        num_partitions=len(able),
-        partition_by="label",
-        alpha=alpha,
-        min_partition_size=1,
-        self_balancing=False,
-        seed=stream_seed(seed, "partition", task, "train"),
-    )
-    splitter.dataset = hosted
-    try:
-        with warnings.catch_warnings():
-            # It warns of every draw that leaves a device without examples, then redraws.
-            warnings.filterwarnings("ignore", message="The specified min_partition_size")
-            parts = [splitter.load_partition(j)["row"] for j in range(len(able))]
-    except ValueError as error:
-        raise ConfigError(
-            f"{alpha} leaves some of the {len(able)} devices of task {task!r} "
-            f"without any of its {len(labels)} examples; raise data.alpha or "
-            "data.train-per-answer, or use fewer devices",
-            key="data.alpha",
-        ) from error
-    return {i: np.sort(np.asarray(p, np.int64)) for i, p in zip(able, parts, strict=True)}
 
 
 def _split_groups(

@@ -19,6 +19,7 @@ from hffm_flower.result import means, task_facts
 from hffm_flower.runfiles import LOG, RunFiles
 from hffm_flower.schedule import METHODS
 from hffm_flower.session.bundle import Flwr
+from hffm_flower.session.following import patience_s
 from hffm_flower.session.local_roles import Kind, local_roles
 from hffm_flower.session.preflight import Plan
 from hffm_flower.session.processes import Processes, Program
@@ -32,23 +33,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.5
 SAVE_S = 30.0
 """How long edges may take to save and end after the cloud has [s]."""
-START_S = 300.0
-"""How long a tree may take to start, beside ``server.deadline-s`` [s]."""
 CLOUD = "cloud"
-
-
-def check_deployable(config: RunConfig) -> None:
-    """Refuse what only a simulation can do.
-
-    Raises:
-        ConfigError: The method has no federation.
-    """
-    if METHODS[config.method].pooled:
-        able = ", ".join(name for name, m in METHODS.items() if not m.pooled)
-        raise ConfigError(
-            f"{config.method!r} pools all data and has nothing to deploy; allowed: {able}",
-            key="method",
-        )
 
 
 def up(config: RunConfig, plan: Plan, files: RunFiles, show: Show, kind: Kind) -> RunResult:
@@ -145,13 +130,12 @@ class Tree:
         Raises:
             HffmError: The cloud's run failed, or nothing has moved for too long.
         """
-        server = self.config.server
         (self.files.root / "rounds.jsonl").unlink(missing_ok=True)  # the ServerApp begins; we hold
         self.cloud.start()
         for edge in self.edges:
             edge.link.start()
         began = moved = time.monotonic()
-        patience_s = START_S + 4 * server.deadline_s * max(1, self.config.tree.period)
+        patience = patience_s(self.config)
         run_id: int | None = None
         asked, before = began, None
         while not self.files.has_result():
@@ -173,9 +157,9 @@ class Tree:
             state = self._tell(show, run_id)
             if state != before:
                 before, moved = state, now
-            elif now - moved > patience_s:
+            elif now - moved > patience:
                 raise HffmError(
-                    f"nothing has moved for {patience_s:.0f} s; see {self.processes.logs}"
+                    f"nothing has moved for {patience:.0f} s; see {self.processes.logs}"
                 )
             time.sleep(TICK_S)
         self._tell(show, run_id)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hffm_flower.config import RunConfig, located
-from hffm_flower.errors import ConfigError, HffmError, Interrupted
+from hffm_flower.config import RunConfig
+from hffm_flower.errors import HffmError, Interrupted
 from hffm_flower.modules import ModuleKey, ModuleState
 from hffm_flower.records import write_state
 from hffm_flower.report import RoundReport
 from hffm_flower.result import build, task_facts
 from hffm_flower.runfiles import RunFiles
+from hffm_flower.session.folders import take_folder
 from hffm_flower.session.plots import draw_curves
 from hffm_flower.session.preflight import Plan, check
 from hffm_flower.session.worker import Show, work
@@ -70,30 +69,6 @@ def run(
     plan = check(config)
     files = take_folder(config, None if out is None else Path(out), origin="out=")
     return execute(config, plan, files, show or (lambda event: None))
-
-
-def take_folder(config: RunConfig, out: Path | None, *, origin: str) -> RunFiles:
-    """A folder for a new run: ``out``, which came from ``origin``, else `default_folder`.
-
-    It is claimed until the run has ended.
-
-    Raises:
-        OutputError: It cannot be used; the message says where its name came from.
-    """
-    try:
-        return RunFiles.claim(default_folder(config) if out is None else out.expanduser())
-    except ConfigError as error:
-        named = config.locate(error) if out is None else located(error, {error.key: origin})
-        raise named from error
-
-
-def default_folder(config: RunConfig) -> Path:
-    """``paths.out``, else a new ``runs/<date>-<time>`` here."""
-    if config.paths.out:
-        return Path(config.paths.out).expanduser()
-    first = Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    others = (first.with_name(f"{first.name}-{n}") for n in itertools.count(2))
-    return next(path for path in itertools.chain([first], others) if not path.exists())
 
 
 def execute(config: RunConfig, plan: Plan, files: RunFiles, show: Show) -> RunResult:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import shlex
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError
 from hffm_flower.runfiles import HANDED_IN, RESULT, ROUNDS, RunFiles
+from hffm_flower.schedule import METHODS
 from hffm_flower.session.bundle import Flwr, shown, to_toml
 from hffm_flower.session.processes import Processes, Program, listening
 from hffm_flower.session.role import Role
@@ -24,6 +27,8 @@ log = logging.getLogger(__name__)
 TICK_S = 0.5
 STOCK = "127.0.0.1:9094"
 """Where a stock node has its runtime interface unless it is told otherwise."""
+ALIVE = "HFFM_ALIVE"
+"""Environment variable with the name of a file that a role touches while it does its work."""
 
 
 def commands(role: Role, config: RunConfig | None = None) -> Iterator[str]:
@@ -74,8 +79,13 @@ def serve_edge(role: EdgeRole, config: RunConfig) -> NoReturn:
             retries=None, runs=None,
         )  # fmt: skip
         link.start()
-        processes.start(_lasting(role.node("edge-node")))
-        _look_after(processes, run.tick)
+        online = _start_node(processes, role, "edge-node")
+
+        def works() -> bool:
+            run.tick()
+            return link.ready() and online() and run.run_id is not None
+
+        _look_after(processes, works)
 
 
 def check_free(role: LinkRole) -> None:
@@ -95,18 +105,38 @@ def check_free(role: LinkRole) -> None:
 def serve_device(role: DeviceRole) -> NoReturn:
     """Be a device."""
     with Processes(None) as processes:
-        processes.start(_lasting(role.node("device")))
-        _look_after(processes, lambda: None)
+        _look_after(processes, _start_node(processes, role, "device"))
+
+
+def _start_node(processes: Processes, role: EdgeRole | DeviceRole, name: str) -> Callable[[], bool]:
+    """Start a role's node; whether the tier above knows it, which a stock node does not tell."""
+    program = _lasting(role.node(name))
+    if role.stock_node:
+        processes.start(program)
+        return lambda: True
+    online = processes.scratch / "online"
+    processes.start(replace(program, argv=(*program.argv, "--online", str(online))))
+    return online.exists
 
 
 def _lasting(program: Program) -> Program:
-    return Program(program.name, program.argv, restarts=1000)
+    return replace(program, restarts=1000)
 
 
-def _look_after(processes: Processes, tick: Callable[[], object]) -> NoReturn:
+def _look_after(processes: Processes, works: Callable[[], bool]) -> NoReturn:
+    """Keep the programs up, and show that they are and that ``works``; asked twice a second.
+
+    Raises:
+        HffmError: A program cannot be kept up.
+        ConfigError: It cannot work with what it was given, or the sign of life has no place.
+    """
+    sign = Path(os.environ[ALIVE]) if os.environ.get(ALIVE) else None
+    if sign is not None and not sign.parent.is_dir():
+        raise ConfigError(f"{ALIVE}: {str(sign)!r} is not a file in a folder that exists")
     while True:
         processes.look_after()
-        tick()
+        if works() and sign is not None and all(map(processes.running, processes.names())):
+            sign.touch()
         for name in processes.names():
             if processes.given_up(name):
                 raise processes.loss(name)
@@ -119,6 +149,20 @@ def _first_free(out: Path) -> int:
     while any((out / str(number) / n).exists() for n in (RESULT, ROUNDS, "edges")):
         number += 1
     return number
+
+
+def check_deployable(config: RunConfig) -> None:
+    """Refuse what only a simulation can do.
+
+    Raises:
+        ConfigError: The method has no federation.
+    """
+    if METHODS[config.method].pooled:
+        able = ", ".join(name for name, m in METHODS.items() if not m.pooled)
+        raise ConfigError(
+            f"{config.method!r} pools all data and has nothing to deploy; allowed: {able}",
+            key="method",
+        )
 
 
 def submit(

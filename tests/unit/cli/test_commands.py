@@ -67,6 +67,20 @@ def test_doctor_says_all_is_there(
     assert "hffm run --smoke" in out
 
 
+@pytest.mark.parametrize(("role", "there", "not_asked"), [
+    ("server", "flwr", "torch"), ("server", "cache folder", "asset"), ("device", "asset", "ray"),
+])  # fmt: skip
+def test_doctor_asks_a_machine_for_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    role: str, there: str, not_asked: str,
+) -> None:  # fmt: skip
+    code, out = hffm(monkeypatch, capsys, "doctor", "--for", role)
+    assert code == 0
+    assert f"│ {there}" in out
+    assert f"│ {not_asked}" not in out
+    assert "all that is needed is there" in out
+
+
 def test_doctor_names_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -15,7 +16,7 @@ from flwr.clientapp import ClientApp
 from clients.link import LinkLost, Refused, RunOver
 from clients.runner import KEPT_RUNS, NodeRunner, Pace
 from hffm_flower.errors import ConfigError, ProtocolError
-from tests.support.nodes import NODE, Counter, FakeLink, counts, question, serve
+from tests.support.nodes import NODE, QUICK, Counter, FakeLink, counts, question, serve
 
 
 @pytest.fixture
@@ -212,3 +213,25 @@ def test_an_idle_node_looks_less_often(
     assert max(waits) == pytest.approx(1.0)
     assert sorted(waits[:-1]) == waits[:-1]
     assert waits[-1] == 0.2  # quick again after a message
+
+
+def test_a_file_is_there_while_the_superlink_knows_the_node(
+    stop: threading.Event, tmp_path: Path
+) -> None:
+    online, seen = tmp_path / "online", []
+
+    class Watched(FakeLink):
+        def receive(self) -> Message | None:
+            seen.append(online.exists())
+            return super().receive()
+
+    links = [Watched(stop, [LinkLost("away")]), Watched(stop, [None])]
+
+    def connect() -> FakeLink:
+        seen.append(online.exists())
+        return links.pop(0)
+
+    online.touch()  # left by a process that was killed
+    NodeRunner(connect, Counter().app, {}, pace=QUICK, online=online).run(stop)
+    assert seen == [False, True, False, True, True]
+    assert not online.exists()
