@@ -28,8 +28,8 @@ from hffm_flower.data.own import OwnData, read_own
 from hffm_flower.data.partition import Partition, partition
 from hffm_flower.data.partition_file import load_partition, save_partition
 from hffm_flower.errors import ConfigError
-from hffm_flower.models.backbones import BACKBONES
-from hffm_flower.models.encoders import ENCODERS, Encoder, FeatureCache, Weights
+from hffm_flower.models.backbones import Precision, backbone_of
+from hffm_flower.models.encoders import Encoder, FeatureCache, Weights, encoder_type
 from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.models.parts import module_keys
 from hffm_flower.modules import ModuleKey, ModuleKind
@@ -94,13 +94,17 @@ def _dataset(task: str, train_per_answer: int, test_per_answer: int, seed: int) 
 
 
 @lru_cache(maxsize=16)
-def _encoder(name: str, weights: Weights, seed: int, device: torch.device, cut: int) -> Encoder:
-    return ENCODERS[name](weights, seed, device, cut)
+def _encoder(
+    modality: str, name: str, weights: Weights, seed: int, device: torch.device, cut: int
+) -> Encoder:
+    return encoder_type(modality, name)(weights, seed, device, cut)
 
 
 @lru_cache(maxsize=4)
-def _frozen(backbone: str, weights: Weights, seed: int, device: torch.device) -> nn.Module:
-    return BACKBONES[backbone].load_frozen(weights, seed).to(device)
+def _frozen(
+    backbone: str, weights: Weights, seed: int, precision: Precision, device: torch.device
+) -> nn.Module:
+    return backbone_of(backbone).load_frozen(weights, seed, precision).to(device)
 
 
 @lru_cache(maxsize=4)
@@ -236,14 +240,15 @@ class Device:
 def frozen_layers(config: RunConfig, on: torch.device) -> nn.Module:
     """The backbone's frozen part, loaded once per process."""
     model = config.model
-    return _frozen(model.backbone, model.weights, _weight_seed(config), on)
+    seed, precision = _weight_seed(config), model.frozen_precision
+    return _frozen(model.backbone, model.weights, seed, precision, on)
 
 
 def encoder_of(config: RunConfig, modality: str, on: torch.device) -> Encoder:
     """The encoder of a modality, loaded once per process."""
     name, tuning = config.encoder_names()[modality], tunings_of(config).get(modality)
     cut = tuning.blocks if tuning else 0
-    return _encoder(name, config.model.weights, _weight_seed(config), on, cut)
+    return _encoder(modality, name, config.model.weights, _weight_seed(config), on, cut)
 
 
 def _weight_seed(config: RunConfig) -> int:

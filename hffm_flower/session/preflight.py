@@ -9,7 +9,7 @@ from hffm_flower.assets import asset_root
 from hffm_flower.config import RunConfig
 from hffm_flower.data import DATASETS, TASKS
 from hffm_flower.errors import ConfigError, one_of
-from hffm_flower.models.encoders import ENCODERS
+from hffm_flower.models.encoders import ENCODERS, encoder_type
 from hffm_flower.modules import ModuleKey, ModuleKind
 from hffm_flower.profile import NodeProfile
 from hffm_flower.schedule import Schedule, Scope
@@ -153,10 +153,10 @@ def check_tails(config: RunConfig) -> None:
 
 def assets_of(config: RunConfig) -> set[str]:
     """Names of the packaged assets that a run reads."""
-    from hffm_flower.models.backbones import BACKBONES
+    from hffm_flower.models.backbones import backbone_of
 
     needed = {a for task in config.data.tasks for a in DATASETS[TASKS[task].dataset].assets}
     read = {m for task in config.data.tasks for m in TASKS[task].inputs}
     served = config.encoder_names().items()
-    needed |= {a for m, name in served if m in read for a in ENCODERS[name].assets}
-    return needed | set(BACKBONES[config.model.backbone].assets)
+    needed |= {a for m, n in served if m in read for a in encoder_type(m, n).assets}
+    return needed | set(backbone_of(config.model.backbone).assets)
