@@ -12,6 +12,7 @@ from torch import Tensor
 from hffm_flower.data.dataset import Dataset, Indices, Split
 from hffm_flower.errors import ConfigError
 from hffm_flower.models.encoders import Encoder, FeatureCache, Tokens
+from hffm_flower.models.prefix import Example, FrozenPrefix
 from hffm_flower.tasks import TASKS
 
 
@@ -102,6 +103,7 @@ def load_task(
     encoders: Mapping[str, Encoder],
     modalities: Collection[str],
     cache: FeatureCache,
+    prefix: FrozenPrefix | None = None,
 ) -> TaskData:
     """Load a device's examples ``indices`` of a task, encoded.
 
@@ -113,6 +115,7 @@ def load_task(
         encoders: Modality -> its encoder.
         modalities: What the device has; nothing else is read.
         cache: Where tokens are kept.
+        prefix: Frozen layers that the tokens have to pass; None: none.
 
     Raises:
         ConfigError: The device or the encoders lack a modality that the task requires.
@@ -127,11 +130,13 @@ def load_task(
             f"{', '.join(sorted(encoders)) or 'nothing'}",
             key="data.tasks",
         )
-    inputs = {}
-    for modality in usable:
-        stream = spec.inputs[modality]
-        items = dataset.items(modality, split, indices)
-        inputs[stream] = cache.features(encoders[modality], items)[stream]
+    items = {m: dataset.items(m, split, indices) for m in usable}
+    if prefix is not None:
+        rows = [dict(zip(items, row, strict=True)) for row in zip(*items.values(), strict=True)]
+        inputs = cache.features(prefix, [Example(row) for row in rows])
+    else:
+        streams = {m: spec.inputs[m] for m in usable}
+        inputs = {s: cache.features(encoders[m], items[m])[s] for m, s in streams.items()}
     return TaskData(task, inputs, torch.from_numpy(dataset.targets(split, indices)))
 
 

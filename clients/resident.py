@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,7 +31,8 @@ from hffm_flower.errors import ConfigError
 from hffm_flower.models.backbones import Precision, backbone_of
 from hffm_flower.models.encoders import Encoder, FeatureCache, Weights, encoder_type
 from hffm_flower.models.multimodal import MultimodalModel
-from hffm_flower.models.parts import module_keys
+from hffm_flower.models.parts import behind_prefix, module_keys
+from hffm_flower.models.prefix import FrozenPrefix
 from hffm_flower.modules import ModuleKey, ModuleKind
 from hffm_flower.profile import NodeProfile
 from hffm_flower.seeding import stream_seed
@@ -232,6 +233,7 @@ class Device:
                 part = load_task(
                     task, dataset, split=split, indices=indices, encoders=encoders,
                     modalities=self._held(task), cache=cache,
+                    prefix=prefix_of(self.config, task, self._held(task), self.on),
                 )  # fmt: skip
                 loaded.append(part.to(self.on))
         return loaded
@@ -240,7 +242,7 @@ class Device:
 def frozen_layers(config: RunConfig, on: torch.device) -> nn.Module:
     """The backbone's frozen part, loaded once per process."""
     model = config.model
-    seed, precision = _weight_seed(config), model.frozen_precision
+    seed, precision = _weight_seed(config), model.backbone_precision
     return _frozen(model.backbone, model.weights, seed, precision, on)
 
 
@@ -249,6 +251,20 @@ def encoder_of(config: RunConfig, modality: str, on: torch.device) -> Encoder:
     name, tuning = config.encoder_names()[modality], tunings_of(config).get(modality)
     cut = tuning.blocks if tuning else 0
     return _encoder(modality, name, config.model.weights, _weight_seed(config), on, cut)
+
+
+def prefix_of(
+    config: RunConfig, task: str, modalities: Collection[str], on: torch.device
+) -> FrozenPrefix | None:
+    """The frozen layers that examples of ``task`` pass once and for all; None: they pass none."""
+    spec = model_spec(config)
+    held = [m for m in modalities if m in spec.encoders]
+    if not behind_prefix(task, held, spec):
+        return None
+    return FrozenPrefix(
+        task, spec, encoders={m: encoder_of(config, m, on) for m in held},
+        frozen=frozen_layers(config, on), seed=_weight_seed(config),
+    )  # fmt: skip
 
 
 def _weight_seed(config: RunConfig) -> int:

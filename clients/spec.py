@@ -47,7 +47,7 @@ def model_spec(config: RunConfig) -> ModelSpec:
         dropped=config.train.modality_dropout > 0,
         adapter_layers=model.adapter_layers,
         wiring=model.adapter_wiring,
-        precision=model.frozen_precision,
+        precision=model.backbone_precision,
     )  # fmt: skip
     spec.check()
     return spec

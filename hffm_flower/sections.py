@@ -87,7 +87,7 @@ class ModelConfig(Section):
     adapter_wiring: Literal["both", "corrected", "published"] = Field(
         "both", description="where bottlenecks stand in a layer"
     )
-    frozen_precision: Literal["fp32", "bf16"] = Field(
+    backbone_precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="of a checkpoint's weights in memory"
     )
     lora_ranks: Ranks = Field((8,), min_length=1, description="each device has one of these")

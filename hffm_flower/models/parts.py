@@ -193,7 +193,7 @@ class ModelSpec:
                 f"{self.adapter!r} in backbone {self.backbone!r}",
                 key="model.adapter-wiring",
             )
-        one_of("precision", self.precision, family.precisions, key="model.frozen-precision")
+        one_of("precision", self.precision, family.precisions, key="model.backbone-precision")
         if self.adapter == "lora":
             self.lora.check(self.backbone)
         if self.adapter == "experts" and self.experts_per_example > self.experts:

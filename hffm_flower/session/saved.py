@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clients.evaluator import evaluate
-from clients.resident import Device, encoder_of, frozen_layers
+from clients.resident import Device, encoder_of, frozen_layers, prefix_of
 from clients.spec import model_spec
 from hffm_flower.accelerator import choose_device
 from hffm_flower.config import RunConfig
@@ -22,6 +22,7 @@ from hffm_flower.models.backbones import backbone_of
 from hffm_flower.models.encoders.encoder import Tokens
 from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.models.parts import streams_of, task_modules
+from hffm_flower.models.prefix import Example
 from hffm_flower.modules import ModularState, ModuleKey, ModuleKind
 from hffm_flower.records import read_state
 from hffm_flower.result import summarise, task_facts
@@ -66,17 +67,19 @@ class Predictor:
         if absent:
             raise ConfigError(f"task {task!r} needs {', '.join(absent)}")
         tokens: dict[str, Tokens] = {}
+        read: dict[str, Item] = {}
         for stream, modality in streams_of(task, self.model.modalities).items():
             if modality in inputs:
-                raw = inputs[modality]
-                item = _given(raw)
+                read[modality] = _given(inputs[modality])
                 encoder = encoder_of(self.config, modality, self.on)
                 try:
-                    tokens[stream] = encoder.encode([item])[stream].to(self.on)
+                    tokens[stream] = encoder.encode([read[modality]])[stream].to(self.on)
                 except (TypeError, ValueError, AttributeError, RuntimeError) as error:
                     raise ConfigError(f"this {modality} cannot be read: {error}") from error
                 if not torch.isfinite(tokens[stream].values).all():
                     raise ConfigError(f"this {modality} holds values that are not finite")
+        if (prefix := prefix_of(self.config, task, tuple(read), self.on)) is not None:
+            tokens = {s: t.to(self.on) for s, t in prefix.encode([Example(read)]).items()}
         self.model.eval()
         out: NDArray[np.float32] = self.model(task, tokens)[0].float().cpu().numpy()
         return out
