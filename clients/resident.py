@@ -28,8 +28,14 @@ from hffm_flower.data.own import OwnData, read_own
 from hffm_flower.data.partition import Partition, partition
 from hffm_flower.data.partition_file import load_partition, save_partition
 from hffm_flower.errors import ConfigError
-from hffm_flower.models.backbones import Precision, backbone_of
-from hffm_flower.models.encoders import Encoder, FeatureCache, Weights, encoder_type
+from hffm_flower.models.backbones import backbone_of
+from hffm_flower.models.encoders import (
+    Encoder,
+    FeatureCache,
+    Precision,
+    Weights,
+    encoder_type,
+)
 from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.models.parts import behind_prefix, module_keys
 from hffm_flower.models.prefix import FrozenPrefix
@@ -96,9 +102,15 @@ def _dataset(task: str, train_per_answer: int, test_per_answer: int, seed: int) 
 
 @lru_cache(maxsize=16)
 def _encoder(
-    modality: str, name: str, weights: Weights, seed: int, device: torch.device, cut: int
+    modality: str,
+    name: str,
+    precision: Precision,
+    weights: Weights,
+    seed: int,
+    device: torch.device,
+    cut: int,
 ) -> Encoder:
-    return encoder_type(modality, name)(weights, seed, device, cut)
+    return encoder_type(modality, name, precision=precision)(weights, seed, device, cut)
 
 
 @lru_cache(maxsize=4)
@@ -250,7 +262,8 @@ def encoder_of(config: RunConfig, modality: str, on: torch.device) -> Encoder:
     """The encoder of a modality, loaded once per process."""
     name, tuning = config.encoder_names()[modality], tunings_of(config).get(modality)
     cut = tuning.blocks if tuning else 0
-    return _encoder(modality, name, config.model.weights, _weight_seed(config), on, cut)
+    model, seed = config.model, _weight_seed(config)
+    return _encoder(modality, name, model.encoder_precision, model.weights, seed, on, cut)
 
 
 def prefix_of(

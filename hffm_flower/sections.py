@@ -72,7 +72,10 @@ class ModelConfig(Section):
     backbone: str = "minilm-fusion"
     encoders: Words = Field(
         ("image=lite0", "text=minilm", "sensor=patches", "audio=speech"),
-        description="modality=encoder",
+        description="modality=encoder, or modality=hf:FOLDER or =hf:OWNER/NAME: a checkpoint",
+    )
+    encoder_precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="in which frozen encoders of checkpoints (hf:) compute"
     )
     weights: Literal["pretrained", "random"] = Field(
         "pretrained", description="frozen weights: pretrained, or random as a baseline"

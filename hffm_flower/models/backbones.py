@@ -19,8 +19,9 @@ from hffm_flower.errors import one_of
 from hffm_flower.models.adapters import LayerTuning, Untuned
 from hffm_flower.models.attention import attend
 from hffm_flower.models.checkpoint_backbones import CheckpointBackbone
+from hffm_flower.models.encoders.checkpoint import Precision
 from hffm_flower.models.encoders.encoder import Weights, fingerprint_of
-from hffm_flower.models.prenorm import Precision, run_layer
+from hffm_flower.models.prenorm import run_layer
 from hffm_flower.models.small_fusion import SmallFusion
 from hffm_flower.modules import ModuleKey
 from hffm_flower.seeding import stream_seed

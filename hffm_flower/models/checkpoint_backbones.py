@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from hffm_flower.models.adapters import Untuned
 from hffm_flower.models.architectures import ACTIVATIONS, ARCHITECTURES, KEY, Shape, halved
 from hffm_flower.models.checkpoints import Checkpoint, find_checkpoint
+from hffm_flower.models.encoders.checkpoint import Precision
 from hffm_flower.models.encoders.encoder import Weights, fingerprint_of
-from hffm_flower.models.prenorm import FrozenPreNorm, Precision, Sight, positions, run_layer
+from hffm_flower.models.prenorm import FrozenPreNorm, Sight, positions, run_layer
 from hffm_flower.modules import ModuleKey
 
 CODE: Final = "checkpoint-backbone-1"  # raise when the outputs change

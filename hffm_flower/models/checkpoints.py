@@ -6,18 +6,26 @@ that all processes of a run see the same ones. With ``HF_HUB_OFFLINE`` it is nev
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Final, Literal
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import (
+    constants,
+    hf_hub_download,
+    snapshot_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import RemoteEntryNotFoundError, StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 
 from hffm_flower.errors import ConfigError
@@ -31,6 +39,8 @@ WEIGHTS: Final = (
     "pytorch_model.bin.index.json",
 )
 """Where weights are looked for, the first that is there; an index names several files."""
+SMALL: Final = ("*.json", "*.txt", "*.model", "*.jinja")
+"""What comes from the hub at once; weights come when they are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +98,21 @@ class Checkpoint:
                 f"one from the hub with: hf download OWNER/NAME --local-dir {self.folder}",
                 key=self.key,
             )
-        for name in names[:-1]:
-            try:
-                return _fetch(self.repository, name, self.folder.name)
-            except EntryNotFoundError:
-                continue
-        return _get(self.source, self.repository, names, revision=self.folder.name, key=self.key)
+        for name in names:
+            with (
+                contextlib.suppress(RemoteEntryNotFoundError),
+                _asking(self.source, names, self.key),
+            ):
+                return Path(hf_hub_download(self.repository, name, revision=self.folder.name))
+        raise ConfigError(
+            f"checkpoint {self.source!r} has no {' or '.join(names)} in the hub", key=self.key
+        )
+
+    def config_for(self, kind: str) -> Any:
+        """The part of the configuration that a model class of `transformers` is built from."""
+        wanted = getattr(importlib.import_module("transformers"), kind).config_class
+        parts = (getattr(self.config, name) for name in self.config.sub_configs)
+        return next((c for c in (self.config, *parts) if isinstance(c, wanted)), self.config)
 
     def weights(self) -> tuple[Path, ...]:
         """Files of the weights, the index first if there is one.
@@ -106,7 +125,7 @@ class Checkpoint:
             return (first,)
         try:
             parts = set(json.loads(first.read_text("utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{first} is no index of weights: {error}", key=self.key) from error
         return (first, *(self.file(name) for name in sorted(parts)))
 
@@ -119,7 +138,7 @@ class Checkpoint:
             kind: Name of a model class of `transformers`.
             weights: The checkpoint's, or drawn as `transformers` initialises them.
             seed: Draws the random ones.
-            **changes: Of the configuration.
+            **changes: Of the configuration, and options of the constructor.
 
         Raises:
             ConfigError: Weights are missing or cannot be read, or others than those of ``kind``.
@@ -129,21 +148,24 @@ class Checkpoint:
         if weights == "pretrained":
             network = self._pretrained(family, changes)
         else:
-            config = self.config.__class__.from_dict(self.config.to_dict() | changes)
-            with torch.random.fork_rng(devices=[]):
+            config = self.config_for(kind)
+            settings = changes.keys() & (config.to_dict().keys() | {"attn_implementation"})
+            changed = {name: changes.pop(name) for name in settings}
+            config = type(config).from_dict(config.to_dict() | changed)
+            with quiet(), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(stream_seed(seed, "checkpoint", kind))
-                network = family(config)
+                network = family(config, **changes)
         return network.requires_grad_(False).eval()
 
     def _pretrained(self, family: Any, changes: dict[str, Any]) -> nn.Module:
         self.weights()
         try:
-            with torch.random.fork_rng(devices=[]):
+            with quiet(), torch.random.fork_rng(devices=[]):
                 network, told = family.from_pretrained(
                     self.folder, local_files_only=True, dtype=torch.float32,
                     output_loading_info=True, **changes,
                 )  # fmt: skip
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
             raise ConfigError(
                 f"weights of checkpoint {self.source!r} in {self.folder} cannot be read as "
                 f"{family.__name__}: {error}",
@@ -198,10 +220,26 @@ def find_checkpoint(source: str, *, allowed: Collection[str], key: str) -> Check
         )
     family = importlib.import_module("transformers").AutoConfig
     try:
-        config = family.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
+        with quiet():
+            config = family.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise ConfigError(f"{folder / CONFIG} cannot be used: {error}", key=key) from error
     return Checkpoint(source, folder, config, model_type, key, repository)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep `transformers` from telling what it does: what is wrong, we say ourselves."""
+    logging = importlib.import_module("transformers").utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def content_hash(path: Path) -> str:
@@ -220,38 +258,36 @@ def _hash(path: Path, size: int, changed_ns: int) -> str:
 
 
 def _hub_folder(source: str, repository: str, revision: str | None, *, key: str) -> Path:
-    """Folder of a model in the hub's cache."""
+    """Folder of a model in the hub's cache; small files are brought there if there are none."""
     try:
-        held = huggingface_hub.try_to_load_from_cache(repository, CONFIG, revision=revision)
+        held = try_to_load_from_cache(repository, CONFIG, revision=revision)
     except ValueError as error:
         raise ConfigError(f"{source!r} is no model of the hub: {error}", key=key) from error
     if isinstance(held, str):
         return Path(held).parent
-    return _get(source, repository, (CONFIG,), revision=revision, key=key).parent
+    with _asking(source, (CONFIG,), key):
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=SMALL))
 
 
-def _fetch(repository: str, name: str, revision: str | None) -> Path:
-    return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision))
+@contextlib.contextmanager
+def _asking(source: str, names: Collection[str], key: str) -> Iterator[None]:
+    """Say what could not be had from the hub, why, and how to get it.
 
-
-def _get(
-    source: str, repository: str, names: Collection[str], *, revision: str | None, key: str
-) -> Path:
-    """The last of ``names``, from the hub; ConfigError for all of them if it cannot be had."""
+    Raises:
+        ConfigError: The hub could not be asked, or refused.
+        RemoteEntryNotFoundError: It has no such file.
+    """
     try:
-        return _fetch(repository, list(names)[-1], revision)
-    except (
-        OSError,
-        EntryNotFoundError,
-        ValueError,
-        huggingface_hub.errors.HfHubHTTPError,
-    ) as error:
-        constants = huggingface_hub.constants
+        yield
+    except RemoteEntryNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        repository, _, revision = source.partition("@")
         at = f" --revision {revision}" if revision else ""
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(error).strip()
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else " ".join(str(error).split())
         raise ConfigError(
             f"checkpoint {source!r} lacks {' or '.join(names)}: not in the hub's cache "
-            f"{constants.HF_HUB_CACHE}, and the hub cannot be asked ({why}); get it with: "
+            f"{constants.HF_HUB_CACHE}, and the hub does not give it ({why}); get it with: "
             f"hf download {repository}{at}, or name a folder that holds it",
             key=key,
         ) from error

@@ -96,8 +96,8 @@ class ModelSpec:
     """What all devices of a run agree on.
 
     Attributes:
-        backbone: Name of a `Backbone`, as `backbone_of` knows it.
-        encoders: Modality -> name in `ENCODERS`.
+        backbone: Name of a `Backbone`, as `backbone_of` takes it.
+        encoders: Modality -> name, as `encoder_type` takes it.
         weights: Frozen weights: pretrained, or drawn from ``seed``.
         adapter_rank: Width of a bottleneck: of the adapters, of the experts.
         seed: The run's seed; every initial value comes from it.
@@ -156,10 +156,7 @@ class ModelSpec:
         """
         backbone_of(self.backbone)
         for modality, name in self.encoders.items():
-            if (kind := encoder_type(modality, name)).modality != modality:
-                raise ConfigError(
-                    f"encoder {name!r} reads {kind.modality}, not {modality}", key="model.encoders"
-                )
+            encoder_type(modality, name)
         self._check_adapter()
         for modality, tuning in self.tune.items():
             if modality not in self.encoders:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +15,6 @@ from torch.utils.checkpoint import checkpoint
 
 from hffm_flower.models.adapters import LayerTuning
 from hffm_flower.models.attention import split_heads
-
-Precision = Literal["fp32", "bf16"]
-"""In which frozen weights are held."""
 
 
 @dataclass(frozen=True, slots=True)

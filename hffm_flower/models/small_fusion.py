@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hffm_flower.models.attention import attend
+from hffm_flower.models.encoders.checkpoint import Precision
 from hffm_flower.models.encoders.encoder import Weights, fingerprint_of
-from hffm_flower.models.prenorm import Precision, run_layer
+from hffm_flower.models.prenorm import run_layer
 from hffm_flower.modules import ModuleKey, ModuleKind
 
 

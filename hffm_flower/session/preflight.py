@@ -9,7 +9,13 @@ from hffm_flower.assets import asset_root
 from hffm_flower.config import RunConfig
 from hffm_flower.data import DATASETS, TASKS
 from hffm_flower.errors import ConfigError, one_of
-from hffm_flower.models.encoders import ENCODERS, encoder_type
+from hffm_flower.models.encoders import (
+    CHECKPOINT_ENCODERS,
+    ENCODERS,
+    CheckpointEncoder,
+    Embeddings,
+    encoder_type,
+)
 from hffm_flower.modules import ModuleKey, ModuleKind
 from hffm_flower.profile import NodeProfile
 from hffm_flower.schedule import Schedule, Scope
@@ -63,6 +69,8 @@ def _check(config: RunConfig) -> Plan:
 
     spec = model_spec(config)
     served = config.encoder_names()
+    known = [f"{e.modality}={n}" for n, e in ENCODERS.items()]
+    known += [f"{m}=hf:CHECKPOINT" for m in CHECKPOINT_ENCODERS]
     for task in config.data.tasks:
         one_of("task", task, TASKS, key="data.tasks")
         one_of("data set", TASKS[task].dataset, DATASETS, key="data.tasks")
@@ -70,8 +78,7 @@ def _check(config: RunConfig) -> Plan:
             if modality not in served:
                 raise ConfigError(
                     f"no encoder serves modality {modality!r}, which task {task!r} requires; "
-                    f"served: {', '.join(served)}; encoders: "
-                    + ", ".join(f"{e.modality}={n}" for n, e in ENCODERS.items()),
+                    f"served: {', '.join(served)}; encoders: " + ", ".join(known),
                     key="model.encoders",
                 )
     choose_device(config.train.device)
@@ -81,6 +88,7 @@ def _check(config: RunConfig) -> Plan:
     network = plant(config)
     for asset in sorted(assets_of(config)):
         asset_root(asset)
+    check_checkpoints(config)
     profiles = all_profiles(config)
     keys = tuple(module_keys(p.tasks, p.modalities, spec, p.experts) for p in profiles)
     if spec.tune:
@@ -116,6 +124,29 @@ def _check_turns(schedule: Schedule) -> None:
                 "averages; lora-alternate needs one place for both",
                 key="server.modules",
             )
+
+
+def check_checkpoints(config: RunConfig) -> None:
+    """Encode an item with every encoder of a checkpoint that the tasks use.
+
+    Raises:
+        ConfigError: A checkpoint cannot be used, or a precision is named and there is none.
+    """
+    import torch
+
+    from clients.resident import encoder_of
+
+    encoders = [encoder_of(config, m, torch.device("cpu")) for m in _read(config)]
+    for encoder in encoders:
+        if isinstance(encoder, CheckpointEncoder | Embeddings):
+            encoder.check()
+    able = any(isinstance(encoder, CheckpointEncoder) for encoder in encoders)
+    if config.model.encoder_precision != "fp32" and not able:
+        raise ConfigError(
+            f"{config.model.encoder_precision} is for encoders of checkpoints, and the tasks use "
+            "none (hf:...); allowed: fp32",
+            key="model.encoder-precision",
+        )
 
 
 def check_tails(config: RunConfig) -> None:
@@ -156,7 +187,11 @@ def assets_of(config: RunConfig) -> set[str]:
     from hffm_flower.models.backbones import backbone_of
 
     needed = {a for task in config.data.tasks for a in DATASETS[TASKS[task].dataset].assets}
-    read = {m for task in config.data.tasks for m in TASKS[task].inputs}
-    served = config.encoder_names().items()
-    needed |= {a for m, n in served if m in read for a in encoder_type(m, n).assets}
+    needed |= {a for m, name in _read(config).items() for a in encoder_type(m, name).assets}
     return needed | set(backbone_of(config.model.backbone).assets)
+
+
+def _read(config: RunConfig) -> dict[str, str]:
+    """Modalities that the tasks read -> name of the encoder."""
+    read = {m for task in config.data.tasks for m in TASKS[task].inputs}
+    return {m: name for m, name in config.encoder_names().items() if m in read}

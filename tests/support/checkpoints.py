@@ -124,16 +124,20 @@ def make_distilbert(folder: Path, seed: int = 0) -> Path:
     return save(_drawn(transformers.DistilBertModel, config, seed), folder, word_pieces())
 
 
-def make_roberta(folder: Path, seed: int = 0) -> Path:
+def make_roberta(folder: Path, seed: int = 0, kind: str = "Roberta") -> Path:
     letters = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "Ġ", *"abcdefghijklmnopqrstuvwxyz?")
     tokenizer = transformers.RobertaTokenizer(
         vocab={letter: i for i, letter in enumerate(letters)}, merges=[]
     )
-    config = transformers.RobertaConfig(
+    config = getattr(transformers, f"{kind}Config")(
         **BLOCKS, vocab_size=len(letters), max_position_embeddings=40, pad_token_id=1,
         bos_token_id=0, eos_token_id=2,
     )  # fmt: skip
-    return save(_drawn(transformers.RobertaModel, config, seed), folder, tokenizer)
+    return save(_drawn(getattr(transformers, f"{kind}Model"), config, seed), folder, tokenizer)
+
+
+def make_xlm_roberta(folder: Path, seed: int = 0) -> Path:
+    return make_roberta(folder, seed, "XLMRoberta")
 
 
 def make_whisper(folder: Path, seed: int = 0) -> Path:
@@ -198,6 +202,7 @@ MAKERS: Final[Mapping[str, Mapping[str, Made]]] = {
     "text": {
         "bert": make_bert,
         "roberta": make_roberta,
+        "xlm-roberta": make_xlm_roberta,
         "distilbert": make_distilbert,
         "electra": make_electra,
     },

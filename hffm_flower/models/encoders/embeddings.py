@@ -42,17 +42,21 @@ MOST_WORDS: Final = 40
 """Word pieces of a text, with special ones; ViLT has no positions for more."""
 
 
-class Embeddings(Uncut):
+class Embeddings(Uncut, ABC):
     """What is common to both readers.
 
     Attributes:
         checkpoint: Whose embeddings they are.
+        reads: Files of it, beside configuration and weights, that change the outputs.
+        blank: An item to try it with.
     """
 
     assets: ClassVar[tuple[str, ...]] = ()
     cacheable: ClassVar[bool] = False
     checkpoint: ClassVar[Checkpoint]
+    modality: ClassVar[str]
     reads: ClassVar[tuple[str, ...]]
+    blank: ClassVar[Item]
 
     def __init__(self, weights: Weights, seed: int, device: torch.device, cut: int = 0) -> None:
         self.cut_streams(cut)
@@ -65,6 +69,25 @@ class Embeddings(Uncut):
         source = held.digest("config.json") if random else held.fingerprint
         seed = self._seed if random else ""
         return fingerprint_of(CODE, source, held.digest(*names), self._weights, seed, MOST_WORDS)
+
+    def check(self) -> None:
+        """Encode one item, so that nothing of it can fail later.
+
+        Raises:
+            ConfigError: A file is missing, cannot be read, or does not fit the others.
+        """
+        try:
+            self.encode([self.blank])
+        except (OSError, RuntimeError, ValueError, TypeError, LookupError) as error:
+            raise ConfigError(
+                f"checkpoint {self.checkpoint.source!r} in {self.checkpoint.folder} cannot read "
+                f"{self.modality}: {error}",
+                key="model.encoders",
+            ) from error
+
+    @abstractmethod
+    def encode(self, items: Sequence[Item]) -> dict[str, Tokens]:
+        """As in `Encoder`."""
 
     def _network(self) -> Any:
         """The network without its layers."""
@@ -80,6 +103,7 @@ class ViltPatches(Embeddings):
 
     modality: ClassVar[str] = "image"
     reads: ClassVar[tuple[str, ...]] = (PROCESSOR,)
+    blank: ClassVar[Item] = Item("", lambda: Image.new("RGB", (64, 48)))
 
     @cached_property
     def _parts(self) -> nn.Module:
@@ -122,11 +146,12 @@ class ViltPatches(Embeddings):
         return (levels - mean) / deviation
 
 
-class WordPieces(Embeddings, ABC):
+class WordPieces(Embeddings):
     """Texts -> embeddings of their word pieces; what pools comes first."""
 
     modality: ClassVar[str] = "text"
     reads: ClassVar[tuple[str, ...]] = TOKENIZER
+    blank: ClassVar[Item] = Item("", lambda: "a")
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -53,8 +53,15 @@ class Tuning:
 
 
 def tunable(tail: nn.Module) -> tuple[str, ...]:
-    """Names of the Linear and Conv2d layers of an untouched tail, in order."""
-    return tuple(n for n, m in tail.named_modules() if isinstance(m, nn.Linear | nn.Conv2d))
+    """Names of the Linear and Conv2d layers of an untouched tail, in order.
+
+    Without the layer inside torch's own attention, which reads its weights and never calls it.
+    """
+    inside = {
+        f"{n}.out_proj" for n, m in tail.named_modules() if isinstance(m, nn.MultiheadAttention)
+    }
+    linear = (n for n, m in tail.named_modules() if isinstance(m, nn.Linear | nn.Conv2d))
+    return tuple(n for n in linear if n not in inside)
 
 
 def trained_tail(tail: nn.Module, tuning: Tuning, *, alpha: float, rslora: bool) -> nn.Module:

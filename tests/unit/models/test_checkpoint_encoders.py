@@ -1,0 +1,345 @@
+"""Laws of every encoder that reads a checkpoint, for every architecture."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+
+from hffm_flower.data.dataset import Item
+from hffm_flower.errors import ConfigError
+from hffm_flower.models.checkpoints import Checkpoint
+from hffm_flower.models.encoders import (
+    CHECKPOINT_ENCODERS,
+    ENCODERS,
+    CheckpointEncoder,
+    Encoder,
+    Precision,
+    Stream,
+    Tokens,
+    Weights,
+    encoder_type,
+)
+from hffm_flower.models.encoders.encoder import BATCH
+from hffm_flower.models.encoders.tails import Tuning, trained_parameters, trained_tail, tunable
+from tests.support.checkpoints import (
+    LAYERS,
+    MAKERS,
+    SIDE,
+    WIDTH,
+    change_config,
+    make_bert,
+    make_vit,
+    make_wav2vec2_stable,
+    make_whisper,
+    square,
+)
+from tests.support.raw_items import items
+
+CPU = torch.device("cpu")
+KINDS = [pytest.param(m, k, id=k) for m, kinds in MAKERS.items() for k in kinds]
+KINDS.append(pytest.param("audio", "wav2vec2-stable", id="wav2vec2-stable"))
+SHAPES = {
+    "image": {"image": Stream(10, WIDTH), "image-grid": Stream(36, WIDTH)},
+    "text": {"text": Stream(24, WIDTH)},
+    "audio": {"audio": Stream(9, WIDTH)},
+}
+COUNT = BATCH + 3
+
+Named = Callable[[str, str], str]
+
+
+@pytest.fixture(scope="session")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Named:
+    """Modality and architecture -> the encoder's name in a run's settings."""
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    @cache
+    def made(modality: str, kind: str) -> str:
+        make = {**MAKERS[modality], "wav2vec2-stable": make_wav2vec2_stable}[kind]
+        return f"hf:{make(root / kind)}"
+
+    return made
+
+
+@cache
+def encoder(
+    modality: str,
+    name: str,
+    cut: int = 0,
+    weights: Weights = "pretrained",
+    precision: Precision = "fp32",
+) -> Encoder:
+    return encoder_type(modality, name, precision=precision)(weights, 3, CPU, cut)
+
+
+@cache
+def encoded(modality: str, name: str, cut: int = 0) -> dict[str, Tokens]:
+    return encoder(modality, name, cut).encode(items(modality, COUNT))
+
+
+def test_every_architecture_has_a_maker() -> None:
+    read = {m: set(kind.anatomies) for m, kind in CHECKPOINT_ENCODERS.items()}
+    assert read == {m: set(kinds) for m, kinds in MAKERS.items()}
+
+
+@pytest.mark.parametrize(("modality", "kind"), KINDS)
+def test_reading_attributes_reads_no_weights(
+    named: Named, monkeypatch: pytest.MonkeyPatch, modality: str, kind: str
+) -> None:
+    name = named(modality, kind)
+    monkeypatch.setattr(Checkpoint, "load", None)
+    family = encoder_type(modality, name)
+    assert encoder_type(modality, name) is family
+    assert (family.modality, family.blocks, family.assets) == (modality, LAYERS, ())
+    assert family.streams == SHAPES[modality] == family.cut_streams(0)
+    assert family.passing(0) == frozenset()
+    assert family.passing(1) == SHAPES[modality].keys()
+    made = [family("pretrained", seed, CPU, cut) for seed in (0, 1) for cut in range(LAYERS + 1)]
+    prints = [e.fingerprint() for e in made]
+    assert prints[: LAYERS + 1] == prints[LAYERS + 1 :]
+    assert len(set(prints)) == LAYERS + 1
+    random = {family("random", seed, CPU).fingerprint() for seed in (0, 1)}
+    assert len(random | set(prints)) == LAYERS + 3
+    half = encoder_type(modality, name, precision="bf16")("pretrained", 0, CPU)
+    assert half.fingerprint() not in prints
+    for cut in (LAYERS + 1, -1):
+        with pytest.raises(ConfigError, match=f"cannot tune the last {cut} blocks .*0 to {LAYERS}"):
+            family.cut_streams(cut)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("modality", "kind"), KINDS)
+def test_outputs_are_as_declared_frozen_and_the_items_own(
+    named: Named, modality: str, kind: str, precision: Precision
+) -> None:
+    some = items(modality, COUNT)
+    made = encoder(modality, named(modality, kind), precision=precision)
+    before = torch.random.get_rng_state()
+    found = made.encode(some)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert found.keys() == made.streams.keys()
+    for stream, shape in made.streams.items():
+        tokens = found[stream]
+        assert tokens.values.shape == (COUNT, shape.tokens, shape.width)
+        assert (tokens.values.dtype, tokens.mask.dtype) == (torch.float32, torch.bool)
+        assert tokens.mask[:, 0].all()
+        assert tokens.mask.all() == (modality != "text")
+        assert not tokens.values.requires_grad
+        assert not tokens.values[~tokens.mask].any()
+        assert tokens.values.isfinite().all()
+        assert tokens.values.std(0).mean() > 0.005  # tells items apart
+    # Neither place nor companions nor their number change an item's bits.
+    for rows in (list(range(COUNT))[::-1], [4], [7, 1, 1, 0]):
+        again = made.encode([some[i] for i in rows])
+        for stream, tokens in again.items():
+            assert torch.equal(tokens.values, found[stream].values[rows])
+            assert torch.equal(tokens.mask, found[stream].mask[rows])
+    whole = encoded(modality, named(modality, kind))
+    for stream, tokens in found.items():
+        gap = (tokens.values - whole[stream].values).abs().max()
+        assert (gap > 0) == (precision == "bf16")
+        assert gap < 0.1
+
+
+@pytest.mark.parametrize(("modality", "kind"), KINDS)
+def test_states_are_those_of_the_network(named: Named, modality: str, kind: str) -> None:
+    name = named(modality, kind)
+    network = transformers.AutoModel.from_pretrained(name.removeprefix("hf:"))
+    network = getattr(network, "vision_model", network).eval()
+    family = encoder_type(modality, name)
+    assert issubclass(family, CheckpointEncoder)
+    inputs = family.prepare(items(modality, BATCH))
+    with torch.no_grad():
+        states, summary = reference(network, inputs)
+    for stream, tokens in encoded(modality, name).items():
+        values, mask = tokens.values[:BATCH], tokens.mask[:BATCH]
+        wanted = states * mask[:, :, None] if modality == "text" else states
+        if stream == "image":
+            torch.testing.assert_close(values[:, 0], summary, atol=1e-5, rtol=1e-5)
+        if modality == "image":
+            patches = wanted[:, -64:].unflatten(1, (8, 8))
+            corner, at = (patches[:, :3, :3], 1) if stream == "image" else (patches[:, :2, :2], 0)
+            wanted, values = corner.mean((1, 2)), values[:, at]
+        if modality == "audio":
+            wanted = torch.nn.functional.adaptive_avg_pool1d(wanted.mT, 9).mT
+        torch.testing.assert_close(values, wanted, atol=1e-5, rtol=1e-5)
+
+
+def reference(network: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """States behind the last block and its norm, and the summary of a picture."""
+    if network.config.model_type == "whisper":
+        body = network.encoder
+        x = torch.nn.functional.gelu(body.conv1(inputs["input_features"]))
+        x = torch.nn.functional.gelu(body.conv2(x)).mT + body.embed_positions.weight[:75]
+        for block in body.layers:
+            x = block(x, None)
+        return body.layer_norm(x), x
+    found = network(**inputs)
+    states = found.last_hidden_state
+    pooled = found.get("pooler_output", states[:, 0])
+    if network.config.model_type == "clip_vision_model":
+        states = network.post_layernorm(states)
+    return states, states[:, 0] if network.config.model_type == "vit" else pooled
+
+
+@pytest.mark.parametrize("cut", [1, LAYERS])
+@pytest.mark.parametrize(("modality", "kind"), KINDS)
+def test_tail_behind_the_cut_is_the_whole(named: Named, modality: str, kind: str, cut: int) -> None:
+    name = named(modality, kind)
+    made, at_cut, whole = (
+        encoder(modality, name, cut), encoded(modality, name, cut), encoded(modality, name),
+    )  # fmt: skip
+    tail = made.tail()
+    assert tail.streams == whole.keys()
+    assert not any(p.requires_grad for p in tail.parameters())
+    assert not any(m.training for m in tail.train().modules())
+    for stream, tokens in at_cut.items():
+        assert tokens.values.shape[1:] == (made.streams[stream].tokens, WIDTH)
+        values = tokens.values.clone().requires_grad_(True)
+        found = tail(stream, Tokens(values, tokens.mask))
+        torch.testing.assert_close(found.values, whole[stream].values, atol=1e-5, rtol=1e-5)
+        assert torch.equal(found.mask, whole[stream].mask)
+        (gradient,) = torch.autograd.grad(found.values.square().sum(), values)
+        assert gradient[tokens.mask].abs().sum() > 0
+        assert not gradient[~tokens.mask].any()
+
+
+@pytest.mark.parametrize(("modality", "kind"), KINDS)
+def test_lora_starts_as_nothing_and_every_factor_learns(
+    named: Named, modality: str, kind: str
+) -> None:
+    name = named(modality, kind)
+    made = encoder(modality, name, 1)
+    tail = made.tail()
+    layers = tunable(tail)
+    assert sum(layer.startswith("0.") for layer in layers) == 6  # four of attention, two behind
+    trained = trained_tail(tail, Tuning(1, rank=2), alpha=4.0, rslora=False)
+    parameters = trained_parameters(trained)
+    assert len(parameters) == 2 * len(layers)
+    for number in range(2):
+        loss = torch.zeros(())
+        for stream, tokens in encoded(modality, name, 1).items():
+            found = trained(stream, tokens)
+            if number == 0:
+                whole = encoded(modality, name)[stream].values
+                torch.testing.assert_close(found.values, whole, atol=1e-5, rtol=1e-5)
+            loss = loss + (found.values - 1).square().sum()
+        trained.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for parameter in parameters.values():
+                assert parameter.grad is not None
+                parameter -= 0.01 * parameter.grad.sign()
+    assert all(p.grad is not None and p.grad.any() for p in parameters.values())
+
+
+@pytest.mark.parametrize(("modality", "kind"), [p.values for p in KINDS if p.id in MAKERS["image"]])
+def test_pictures_of_any_mode_are_read(named: Named, modality: str, kind: str) -> None:
+    grey = Item("", lambda: Image.new("L", (20, 30), 90))
+    (tokens, *_) = encoder(modality, named(modality, kind)).encode([grey]).values()
+    assert tokens.values.isfinite().all()
+
+
+@pytest.mark.parametrize("modality", MAKERS)
+def test_wrong_input_is_told(named: Named, modality: str) -> None:
+    made = encoder(modality, named(modality, next(iter(MAKERS[modality]))))
+    with pytest.raises(TypeError, match=r"encoder reads .*, not"):
+        made.encode([Item("", lambda: np.zeros(3, np.float32))])
+    assert all(len(tokens.values) == 0 for tokens in made.encode([]).values())
+
+
+def test_another_architecture_or_modality_is_refused(named: Named) -> None:
+    with pytest.raises(ConfigError, match=r"is 'vit'; allowed here: bert, distilbert"):
+        encoder_type("text", named("image", "vit"))
+    with pytest.raises(ConfigError, match=r"is 'whisper'; allowed here: clip, .*vit"):
+        encoder_type("image", named("audio", "whisper"))
+    with pytest.raises(ConfigError, match=r"checkpoint 'sensor'; allowed: audio, image, text"):
+        encoder_type("sensor", named("image", "vit"))
+    with pytest.raises(ConfigError, match=r"'lite0' reads image, not text"):
+        encoder_type("text", "lite0")
+    with pytest.raises(ConfigError, match=r"unknown encoder 'vit'; allowed: lite0, .*, hf:"):
+        encoder_type("image", "vit")
+    assert encoder_type("image", "lite0", precision="bf16") is ENCODERS["lite0"]
+
+
+@pytest.mark.parametrize(
+    ("modality", "make", "file"),
+    [
+        ("image", make_vit, "preprocessor_config.json"),
+        ("image", make_vit, "model.safetensors"),
+        ("text", make_bert, "tokenizer.json"),
+        ("audio", make_whisper, "preprocessor_config.json"),
+    ],
+)
+def test_a_missing_file_is_named_and_the_right_one_changes_the_fingerprint(
+    tmp_path: Path, modality: str, make: Callable[..., Path], file: str
+) -> None:
+    prints = set()
+    for seed in (0, 1):
+        folder = make(tmp_path / str(seed), seed)
+        if seed == 0:
+            other = folder
+        elif file != "model.safetensors":
+            shutil.copy(other / "model.safetensors", folder / "model.safetensors")
+            text = json.loads((folder / file).read_text("utf-8"))
+            (folder / file).write_text(json.dumps({**text, "told": 1}), encoding="utf-8")
+        prints.add(encoder_type(modality, f"hf:{folder}")("pretrained", 0, CPU).fingerprint())
+    assert len(prints) == 2
+    (folder / file).unlink()
+    made = encoder_type(modality, f"hf:{folder}")("pretrained", 0, CPU)
+    for told in (made.fingerprint, made.check):  # type: ignore[attr-defined]
+        with pytest.raises(ConfigError, match=f"has no .*{file}.* or .*; expected: {folder}/"):
+            told()
+
+
+def refused(modality: str, folder: Path) -> str:
+    made = encoder_type(modality, f"hf:{folder}")("pretrained", 0, CPU)
+    assert isinstance(made, CheckpointEncoder)
+    with pytest.raises(ConfigError) as caught:
+        made.check()
+    assert caught.value.key == "model.encoders"
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_does_not_fit_the_network_is_refused_at_once(tmp_path: Path) -> None:
+    vit, bert, whisper = (
+        make(tmp_path / make.__name__) for make in (make_vit, make_bert, make_whisper)
+    )
+    change_config(bert, vocab_size=11)
+    assert "22 tokens for an embedding of 11" in refused("text", bert)
+    processor = square("ViTImageProcessorPil")
+    processor.size = {"shortest_edge": SIDE}
+    processor.save_pretrained(vit)
+    assert "keeps a picture's shape ([3, 32, 42] and [3, 42, 32]" in refused("image", vit)
+    transformers.WhisperFeatureExtractor(80, sampling_rate=8000).save_pretrained(whisper)
+    assert "reads 8000 samples a second; allowed: 16000" in refused("audio", whisper)
+
+
+def test_mel_bands_of_another_network_are_refused(tmp_path: Path) -> None:
+    folder = make_whisper(tmp_path / "whisper")
+    transformers.WhisperFeatureExtractor(64).save_pretrained(folder)
+    assert "cannot encode audio: " in refused("audio", folder)
+
+
+def test_what_was_tried_is_let_go_and_loading_prints_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_vit(tmp_path / "vit")
+    capfd.readouterr()
+    made = encoder_type("image", f"hf:{folder}")("pretrained", 0, CPU)
+    assert isinstance(made, CheckpointEncoder)
+    made.check()
+    assert capfd.readouterr() == ("", "")
+    assert not {"_parts", "_end"} & vars(made).keys()
