@@ -79,8 +79,7 @@ def _partition(path: Path, config: RunConfig) -> Partition:
         train_per_answer=data.train_per_answer,
         test_per_answer=data.test_per_answer,
         encoders_serve=config.encoder_names(),
-        datasets={task: _dataset(task, data.train_per_answer, data.test_per_answer, config.seed)
-                  for task in data.tasks if task in TASKS},
+        datasets={task: dataset_of(config, task) for task in data.tasks if task in TASKS},
     )  # fmt: skip
     try:
         save_partition(path, drawn)
@@ -91,6 +90,12 @@ def _partition(path: Path, config: RunConfig) -> Partition:
             key="paths.cache",
         ) from error
     return load_partition(path)
+
+
+def dataset_of(config: RunConfig, task: str) -> Dataset:
+    """The data set of a task, opened once per process."""
+    data = config.data
+    return _dataset(task, data.train_per_answer, data.test_per_answer, config.seed)
 
 
 @lru_cache(maxsize=32)
@@ -228,7 +233,6 @@ class Device:
         return tuple(self.own.tasks[task].inputs) if self.own else self.profile.modalities
 
     def _load(self, split: Split, shards: str) -> list[TaskData]:
-        data = self.config.data
         encoders = {m: encoder_of(self.config, m, self.on) for m in self.profile.modalities}
         cache = FeatureCache(self.config.cache_dir() / "features")
         loaded = []
@@ -238,8 +242,7 @@ class Device:
                 dataset = self.own.tasks[task]
                 indices = self.own.tasks[task].rows(split)
             else:
-                per = data.train_per_answer, data.test_per_answer
-                dataset = _dataset(task, *per, self.config.seed)
+                dataset = dataset_of(self.config, task)
                 indices = getattr(shared_partition(self.config), shards)[task][self.profile.index]
             if len(indices):
                 part = load_task(
@@ -315,8 +318,7 @@ def own_profile(config: RunConfig, own: OwnData, index: int) -> NodeProfile:
 
 def label_counts(config: RunConfig, task: str) -> NDArray[np.int64]:
     """Training examples of ``task`` by device and label ``[devices, labels]``."""
-    data = config.data
-    dataset = _dataset(task, data.train_per_answer, data.test_per_answer, config.seed)
+    dataset = dataset_of(config, task)
     labels = dataset.labels("train")
     shards = shared_partition(config).train[task]
     return np.stack([np.bincount(labels[s], minlength=int(labels.max()) + 1) for s in shards])

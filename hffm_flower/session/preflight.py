@@ -45,15 +45,22 @@ class Plan:
         return tuple(p.index for p in self.profiles if p.idle)
 
 
-def check(config: RunConfig) -> Plan:
+def check(config: RunConfig, *, fits: bool = True) -> Plan:
     """Check settings, assets and data of a run, and say what it will be.
+
+    Args:
+        config: The run's settings.
+        fits: Whether a model that is too large for the devices or for this machine is refused.
 
     Raises:
         ConfigError: A setting cannot work; the message names it and where it came from.
         AssetError: A packaged asset is missing or altered.
     """
     try:
-        return _check(config)
+        plan = _check(config)
+        if fits:
+            _check_memory(config, plan)
+        return plan
     except ConfigError as error:
         raise config.locate(error) from error
 
@@ -112,6 +119,13 @@ def _check(config: RunConfig) -> Plan:
             key="train.head-epochs",
         )
     return Plan(profiles, keys, schedule, groups_of(config, network))
+
+
+def _check_memory(config: RunConfig, plan: Plan) -> None:
+    from hffm_flower.session.memory import check_budgets, check_machine
+
+    check_budgets(config, plan)
+    check_machine(config, plan)
 
 
 def _check_turns(schedule: Schedule) -> None:
