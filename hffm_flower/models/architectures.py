@@ -228,5 +228,7 @@ def halved(module: nn.Module) -> nn.Module:
     """``module`` with the weights of its linear layers in bfloat16, in place."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
-            part.to(torch.bfloat16)
+            for name, parameter in part.named_parameters():
+                half = nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=False)
+                setattr(part, name, half)
     return module

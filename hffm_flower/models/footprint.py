@@ -8,7 +8,7 @@ inner states recomputed or not. What an allocator takes besides is not in it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -54,16 +54,22 @@ class Footprint:
 class Living(TorchDispatchMode):
     """Counts the bytes of all tensors that operations make, for as long as they live.
 
+    Args:
+        others: What is there already and not counted, such as weights: some operations only give
+            another view of it.
+
     Attributes:
         now: Bytes alive.
         peak: Most bytes that were alive at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, others: Iterable[Tensor] = ()) -> None:
         cast(Any, super()).__init__()
         self.now = self.peak = 0
         self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, int]
         self._known = weakref.WeakKeyDictionary()
+        for tensor in others:
+            self._known[tensor.untyped_storage()] = 0
 
     def add(self, tensor: Tensor) -> None:
         """Count a tensor's storage, once, until it is gone."""
@@ -138,7 +144,7 @@ def footprint(
         torch.autograd.backward(loss)
         model.zero_grad(set_to_none=True)
 
-    living = Living()
+    living = Living([*model.parameters(), *model.buffers()])
     with mode, living:
         play()
     # By itself: what counts operations keeps states alive that are to be computed again.

@@ -64,7 +64,7 @@ def test_the_played_step_lives_as_the_real_one(
     model.recompute = config.train.checkpointing
     (part,) = device.train_data()
     rows = torch.arange(config.train.batch_size)
-    with Living() as living:
+    with Living(model.parameters()) as living:
         batch = part.index(rows)
         output = model(part.task, batch.inputs)
         loss = model.head(part.task).loss(output.float(), batch.targets)
@@ -76,6 +76,15 @@ def test_the_played_step_lives_as_the_real_one(
     assert step.moments == 2 * trained
     assert step.frozen == sum(p.nbytes for p in model.frozen.parameters())
     assert step.total > step.activations > 0
+
+
+def test_views_of_weights_are_not_counted() -> None:
+    weight, x = torch.randn(64, 64), torch.randn(2, 64)
+    with Living([weight, x]) as living:
+        out = x @ weight.T
+    assert living.now == living.peak == out.nbytes
+    del out
+    assert living.now == 0
 
 
 def test_what_makes_a_step_smaller(vilt: Path, tmp_path: Path) -> None:
