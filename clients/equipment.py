@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from hffm_flower.assignment import assign, memory_mib
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError
-from hffm_flower.models.backbones import BACKBONES
 from hffm_flower.models.parts import ModelSpec
 from hffm_flower.profile import NodeProfile
 from hffm_flower.seeding import generator
@@ -31,9 +30,9 @@ def memories_mib(config: RunConfig) -> NDArray[np.float64]:
 
 def lora_mib(spec: ModelSpec, rank: int) -> float:
     """Memory that training LoRA of a rank takes in all layers [MiB]."""
-    family = BACKBONES[spec.backbone]
-    sizes = [sum(family.projections[name]) for name in spec.lora.chosen(spec.backbone)]
-    return memory_mib(rank * sum(sizes) * len(family.layers))
+    projections = spec.family.projections
+    sizes = [sum(projections[name]) for name in spec.lora.chosen(spec.backbone)]
+    return memory_mib(rank * sum(sizes) * len(spec.layers))
 
 
 def ranks(config: RunConfig, spec: ModelSpec) -> tuple[int, ...]:
@@ -60,9 +59,9 @@ def ranks(config: RunConfig, spec: ModelSpec) -> tuple[int, ...]:
 
 def expert_mib(spec: ModelSpec) -> float:
     """Memory that training one expert takes [MiB]: in every layer two maps and a gate's row."""
-    family = BACKBONES[spec.backbone]
-    one = 2 * family.width * spec.adapter_rank + spec.adapter_rank + 2 * family.width + 1
-    return memory_mib(one * len(family.layers))
+    width = spec.family.width
+    one = 2 * width * spec.adapter_rank + spec.adapter_rank + 2 * width + 1
+    return memory_mib(one * len(spec.layers))
 
 
 def fitness(

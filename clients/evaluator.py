@@ -25,7 +25,9 @@ def evaluate(model: MultimodalModel, data: Iterable[TaskData]) -> dict[str, Scor
         for start in range(0, len(part), BATCH):
             rows = torch.arange(start, min(start + BATCH, len(part)), device=part.targets.device)
             batch = part.index(rows)
-            right, value = model.head(task).score(model(task, batch.inputs), batch.targets)
+            right, value = model.head(task).score(
+                model(task, model.trimmed(batch.inputs)), batch.targets
+            )
             score = score + Score(right, len(rows), value)
         scores[task] = score
     return scores

@@ -12,6 +12,7 @@ from torch import Tensor
 from hffm_flower.data.dataset import Dataset, Indices, Split
 from hffm_flower.errors import ConfigError
 from hffm_flower.models.encoders import Encoder, FeatureCache, Tokens
+from hffm_flower.models.prefix import Example, FrozenPrefix
 from hffm_flower.tasks import TASKS
 
 
@@ -103,6 +104,7 @@ def load_task(
     modalities: Collection[str],
     cache: FeatureCache,
     finder: Encoder | None = None,
+    prefix: FrozenPrefix | None = None,
 ) -> TaskData:
     """Load a device's examples ``indices`` of a task, encoded.
 
@@ -115,6 +117,7 @@ def load_task(
         modalities: What the device has; nothing else is read.
         cache: Where tokens are kept.
         finder: Encoder of the modality that the task is to find, whole.
+        prefix: Frozen layers that the tokens have to pass; None: none.
 
     Raises:
         ConfigError: The device or the encoders lack a modality that the task requires.
@@ -129,16 +132,18 @@ def load_task(
             f"{', '.join(sorted(encoders)) or 'nothing'}",
             key="data.tasks",
         )
-    inputs = {}
-    for modality in (m for m in usable if m in spec.fused):
-        stream = spec.inputs[modality]
-        items = dataset.items(modality, split, indices)
-        inputs[stream] = cache.features(encoders[modality], items)[stream]
+    items = {m: dataset.items(m, split, indices) for m in usable if m in spec.fused}
+    if prefix is not None:
+        rows = [dict(zip(items, row, strict=True)) for row in zip(*items.values(), strict=True)]
+        inputs = cache.features(prefix, [Example(row) for row in rows])
+    else:
+        streams = {m: spec.inputs[m] for m in items}
+        inputs = {s: cache.features(encoders[m], items[m])[s] for m, s in streams.items()}
     targets = torch.from_numpy(dataset.targets(split, indices))
     if finder is not None:
         distinct, at = torch.unique(targets, return_inverse=True)
-        items = dataset.items(spec.target, split, distinct.numpy())
-        targets = mean_tokens(cache.features(finder, items)[spec.inputs[spec.target]])[at]
+        found = dataset.items(spec.target, split, distinct.numpy())
+        targets = mean_tokens(cache.features(finder, found)[spec.inputs[spec.target]])[at]
     return TaskData(task, inputs, targets)
 
 

@@ -8,7 +8,7 @@ any device with the same result.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from hffm_flower.data import TASKS
 from hffm_flower.data.dataset import Dataset, Item, Split
 from hffm_flower.data.own import OwnData, read_own
 from hffm_flower.errors import ConfigError
-from hffm_flower.models.backbones import BACKBONES
+from hffm_flower.models.backbones import backbone_of
 from hffm_flower.models.encoders import (
     Encoder,
     FeatureCache,
@@ -35,7 +35,8 @@ from hffm_flower.models.encoders import (
     encoder_type,
 )
 from hffm_flower.models.multimodal import MultimodalModel
-from hffm_flower.models.parts import module_keys
+from hffm_flower.models.parts import behind_prefix, module_keys
+from hffm_flower.models.prefix import FrozenPrefix
 from hffm_flower.modules import ModuleKey, ModuleKind
 from hffm_flower.profile import NodeProfile
 
@@ -54,8 +55,10 @@ def _encoder(
 
 
 @lru_cache(maxsize=4)
-def _frozen(backbone: str, weights: Weights, seed: int, device: torch.device) -> nn.Module:
-    return BACKBONES[backbone].load_frozen(weights, seed).to(device)
+def _frozen(
+    backbone: str, weights: Weights, seed: int, precision: Precision, device: torch.device
+) -> nn.Module:
+    return backbone_of(backbone).load_frozen(weights, seed, precision).to(device)
 
 
 @lru_cache(maxsize=4)
@@ -204,6 +207,7 @@ class Device:
                 part = load_task(
                     task, dataset, split=split, indices=indices, encoders=encoders,
                     modalities=self._held(task), cache=cache, finder=finder,
+                    prefix=prefix_of(self.config, task, self._held(task), self.on),
                 )  # fmt: skip
                 loaded.append(part.to(self.on))
         return loaded
@@ -212,7 +216,8 @@ class Device:
 def frozen_layers(config: RunConfig, on: torch.device) -> nn.Module:
     """The backbone's frozen part, loaded once per process."""
     model = config.model
-    return _frozen(model.backbone, model.weights, _weight_seed(config), on)
+    seed, precision = _weight_seed(config), model.backbone_precision
+    return _frozen(model.backbone, model.weights, seed, precision, on)
 
 
 def encoder_of(
@@ -223,6 +228,20 @@ def encoder_of(
     cut = tuning.blocks if tuning and not whole else 0
     model, seed = config.model, _weight_seed(config)
     return _encoder(modality, name, model.encoder_precision, model.weights, seed, on, cut)
+
+
+def prefix_of(
+    config: RunConfig, task: str, modalities: Collection[str], on: torch.device
+) -> FrozenPrefix | None:
+    """The frozen layers that examples of ``task`` pass once and for all; None: they pass none."""
+    spec = model_spec(config)
+    held = [m for m in modalities if m in spec.encoders]
+    if not behind_prefix(task, held, spec):
+        return None
+    return FrozenPrefix(
+        task, spec, encoders={m: encoder_of(config, m, on) for m in held},
+        frozen=frozen_layers(config, on), seed=_weight_seed(config),
+    )  # fmt: skip
 
 
 def _weight_seed(config: RunConfig) -> int:

@@ -45,6 +45,9 @@ def model_spec(config: RunConfig) -> ModelSpec:
         experts_per_example=model.experts_per_example,
         whole=model.whole,
         dropped=config.train.modality_dropout > 0,
+        adapter_layers=model.adapter_layers,
+        wiring=model.adapter_wiring,
+        precision=model.backbone_precision,
     )  # fmt: skip
     spec.check()
     return spec

@@ -171,6 +171,7 @@ def train(
     behind = list(model.parameters_of(set(keys) - first).values()) if alone else []
     weights = list(named.values())
     on = weights[0].device
+    model.recompute = config.checkpointing
     flops = training_flops(model, data)
     done = progress or Progress(
         origin={n: p.detach().clone() for n, p in named.items()} if config.proximal_mu else {}
@@ -192,7 +193,7 @@ def train(
         index, rows = plan[step]
         batch = data[index].index(torch.from_numpy(rows).to(on)).without(lost[step])
         with mixed_precision(on, config.precision):
-            output = model(batch.task, batch.inputs)
+            output = model(batch.task, model.trimmed(batch.inputs))
         loss = model.head(batch.task).loss(output.float(), batch.targets)
         model.zero_grad(set_to_none=True)
         torch.autograd.backward(loss + config.balance * balance_of(model))

@@ -31,7 +31,8 @@ def training_flops(model: MultimodalModel, data: Sequence[TaskData]) -> list[flo
 
 def _of(model: MultimodalModel, part: TaskData) -> float:
     layout = tuple((name, *tokens.values.shape[1:]) for name, tokens in sorted(part.inputs.items()))
-    key = (repr(model.spec), model.rank, model.experts, part.task, layout, part.targets.shape[1:])
+    key = (repr(model.spec), model.rank, model.experts, model.recompute,
+           part.task, layout, part.targets.shape[1:])  # fmt: skip
     if key not in _counted:
         rows = torch.arange(min(SAMPLE, len(part)), device=part.targets.device)
         batch = part.index(rows)

@@ -122,7 +122,7 @@ class RunConfig(Section):
 
     def shared(self) -> dict[str, object]:
         """What all nodes must agree on; paths, radio, roles and hardware are their own."""
-        own = ("paths.", "simulation.", "radio.", "deploy.", "train.device")
+        own = ("paths.", "simulation.", "radio.", "deploy.", "train.device", "train.checkpointing")
         return {k: v for k, v in self.to_flwr().items() if not k.startswith(own)}
 
     def with_values(self, **changes: object) -> Self:

@@ -84,6 +84,15 @@ class ModelConfig(Section):
         "bottleneck", description="what is trained in the backbone's frozen layers"
     )
     adapter_rank: int = Field(32, ge=1, le=1024, description="width of a bottleneck")
+    adapter_layers: int = Field(
+        0, ge=0, description="last frozen layers in which something is trained; 0: all"
+    )
+    adapter_wiring: Literal["both", "corrected", "published"] = Field(
+        "both", description="where bottlenecks stand in a layer"
+    )
+    backbone_precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of a checkpoint's weights in memory"
+    )
     lora_ranks: Ranks = Field((8,), min_length=1, description="each device has one of these")
     lora_alpha: float = Field(16.0, gt=0)
     lora_scaling: Literal["standard", "rslora"] = Field(
@@ -119,6 +128,9 @@ class TrainConfig(Section):
     clip_norm: float = Field(1.0, ge=0, description="0: no clipping")
     proximal_mu: float = Field(0.0, ge=0, description="FedProx term; 0: off")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpointing: bool = Field(
+        False, description="compute inner states again in the backward pass, to keep less"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     head_epochs: int = Field(
         0, ge=0, description="passes before these that train what stays on the device, alone"

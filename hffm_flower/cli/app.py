@@ -17,6 +17,7 @@ from hffm_flower.cli import (
     doctor,
     evaluate,
     export,
+    memory,
     network,
     node,
     roles,
@@ -41,6 +42,7 @@ app.command("compare")(compare.compare_command)
 app.command("eval")(evaluate.eval_command)
 app.command("export")(export.export_command)
 app.command("topology")(topology.topology_command)
+app.command("plan-memory")(memory.memory_command)
 app.command("network")(network.network_command)
 app.command("node")(node.node_command)
 app.command("up")(up.up_command)

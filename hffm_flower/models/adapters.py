@@ -7,30 +7,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class BottleneckAdapter(nn.Module):
+class Bottleneck(nn.Module):
+    """``U gelu(D x)``, as torch draws its linear layers."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, rank)
+        self.up = nn.Linear(rank, width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """The bottleneck's output."""
+        out: Tensor = self.up(F.gelu(self.down(x_BTD)))
+        return out
+
+
+class BottleneckAdapter(Bottleneck):
     """``x' = x + U gelu(D x)`` with U = 0 at the start, so that step 0 is the frozen model.
 
     Source: Houlsby et al. 2019, arXiv 1902.00751, Fig. 2.
     """
 
     def __init__(self, width: int, rank: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(width, rank)
-        self.up = nn.Linear(rank, width)
+        super().__init__(width, rank)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Add the bottleneck's output to ``x_BTD``."""
-        out: Tensor = x_BTD + self.up(F.gelu(self.down(x_BTD)))
-        return out
+        return x_BTD + super().forward(x_BTD)
 
 
 class LayerTuning(Protocol):
@@ -44,8 +55,8 @@ class LayerTuning(Protocol):
         """What becomes of the output of attention."""
         ...
 
-    def output(self, x_BTD: Tensor) -> Tensor:
-        """What becomes of the output of the FFN."""
+    def joined(self, fed_BTD: Tensor, around_BTD: Tensor) -> Tensor:
+        """What becomes of the output of the FFN and of what has gone around it: their sum."""
         ...
 
 
@@ -60,9 +71,9 @@ class Untuned:
         """As it is."""
         return x_BTD
 
-    def output(self, x_BTD: Tensor) -> Tensor:
-        """As it is."""
-        return x_BTD
+    def joined(self, fed_BTD: Tensor, around_BTD: Tensor) -> Tensor:
+        """The sum."""
+        return fed_BTD + around_BTD
 
 
 class LayerAdapters(nn.Module):
@@ -76,6 +87,55 @@ class LayerAdapters(nn.Module):
     def added(self, name: str, x_BTD: Tensor) -> Tensor | None:
         """As in `LayerTuning`."""
         return None
+
+    def joined(self, fed_BTD: Tensor, around_BTD: Tensor) -> Tensor:
+        """The sum, with the second adapter behind the FFN."""
+        out: Tensor = self.output(fed_BTD) + around_BTD
+        return out
+
+
+class CorrectedAdapter(Untuned, nn.Module):
+    """One adapter behind a whole layer: ``o + U gelu(D o)``, U = 0 at the start.
+
+    What `PublishedAdapter` becomes when the identity is kept. At step 0 it is the frozen layer,
+    to the last bit.
+    """
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.output = BottleneckAdapter(width, rank)
+
+    def joined(self, fed_BTD: Tensor, around_BTD: Tensor) -> Tensor:
+        """The layer's output, with the adapter behind it."""
+        out: Tensor = self.output(fed_BTD + around_BTD)
+        return out
+
+
+class PublishedAdapter(Untuned, nn.Module):
+    """The adapters of the published case study: ``x + A1(o) + A2(o)``, o the layer's output.
+
+    x is what has gone around the FFN, and ``A(o) = U gelu(D o)`` starts as torch draws it: the
+    adapters stand in the FFN's place, whose own output reaches the next layer only through them.
+    """
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.first = Bottleneck(width, rank)
+        self.second = Bottleneck(width, rank)
+
+    def joined(self, fed_BTD: Tensor, around_BTD: Tensor) -> Tensor:
+        """What has gone around the FFN, and what the adapters make of the layer's output."""
+        whole_BTD = fed_BTD + around_BTD
+        out: Tensor = around_BTD + (self.first(whole_BTD) + self.second(whole_BTD))
+        return out
+
+
+WIRINGS: Final[Mapping[str, type[LayerAdapters | CorrectedAdapter | PublishedAdapter]]] = {
+    "both": LayerAdapters,
+    "corrected": CorrectedAdapter,
+    "published": PublishedAdapter,
+}
+"""How bottlenecks stand in a frozen layer."""
 
 
 class LowRank(nn.Module):
@@ -127,9 +187,9 @@ class LayerLora(nn.Module):
         """As it is."""
         return x_BTD
 
-    def output(self, x_BTD: Tensor) -> Tensor:
-        """As it is."""
-        return x_BTD
+    def joined(self, fed_BTD: Tensor, around_BTD: Tensor) -> Tensor:
+        """The sum."""
+        return fed_BTD + around_BTD
 
 
 class Projector(nn.Module):
@@ -185,6 +245,6 @@ class ExpertTuning(Untuned):
     def __init__(self, experts: Callable[[Tensor], Tensor]) -> None:
         self._experts = experts
 
-    def output(self, x_BTD: Tensor) -> Tensor:
-        """What the chosen experts make of it."""
-        return self._experts(x_BTD)
+    def joined(self, fed_BTD: Tensor, around_BTD: Tensor) -> Tensor:
+        """The sum, with what the chosen experts make of the FFN's output."""
+        return self._experts(fed_BTD) + around_BTD

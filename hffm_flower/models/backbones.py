@@ -5,76 +5,107 @@ Shape suffixes: B batch, T tokens, D width, H heads. Token 0 is the pooling toke
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Final, Literal, Protocol, cast
+from functools import lru_cache
+from typing import Any, ClassVar, Final, Protocol, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hffm_flower.assets import asset_root
-from hffm_flower.models.adapters import LayerTuning
-from hffm_flower.modules import ModuleKey, ModuleKind
+from hffm_flower.assets import ASSETS, asset_root
+from hffm_flower.errors import one_of
+from hffm_flower.models.adapters import LayerTuning, Untuned
+from hffm_flower.models.attention import attend
+from hffm_flower.models.checkpoint_backbones import CheckpointBackbone
+from hffm_flower.models.encoders.checkpoint import Precision
+from hffm_flower.models.encoders.encoder import Weights, fingerprint_of
+from hffm_flower.models.prenorm import run_layer
+from hffm_flower.models.small_fusion import SmallFusion
+from hffm_flower.modules import ModuleKey
 from hffm_flower.seeding import stream_seed
 
-Weights = Literal["pretrained", "random"]
+__all__ = ["BACKBONES", "Backbone", "Precision", "Weights", "attend", "backbone_of"]
+
+HF: Final = "hf:"
+"""In front of a checkpoint's folder, or its name in the hub."""
 
 
 class Backbone(Protocol):
-    """What fuses the tokens.
+    """What fuses the tokens."""
 
-    Attributes:
-        assets: Packaged assets that the frozen part loads.
-        width: D, of the tokens that go in and come out.
-        native_streams: Encoder streams that go in as they are, without a projector.
-        layers: Frozen layers that can be adapted, in order; empty: there are none.
-        projections: Linear maps in each of them -> size of input and output.
-    """
+    @property
+    def assets(self) -> tuple[str, ...]:
+        """Packaged assets that the frozen part loads."""
+        ...
 
-    assets: ClassVar[tuple[str, ...]]
-    width: ClassVar[int]
-    native_streams: ClassVar[tuple[str, ...]]
-    layers: ClassVar[tuple[str, ...]]
-    projections: ClassVar[Mapping[str, tuple[int, int]]]
+    @property
+    def width(self) -> int:
+        """D, of the tokens that go in and come out."""
+        ...
 
-    @staticmethod
-    def blocks() -> Mapping[ModuleKey, Callable[[], nn.Module]]:
+    @property
+    def native_streams(self) -> Mapping[str, str]:
+        """Streams that go in as they are -> the encoder from which; others have a projector."""
+        ...
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Frozen layers that can be adapted, in order; empty: there are none."""
+        ...
+
+    @property
+    def projections(self) -> Mapping[str, tuple[int, int]]:
+        """Linear maps in each of them -> size of input and output."""
+        ...
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """In which its frozen weights can be held."""
+        ...
+
+    @property
+    def trims(self) -> bool:
+        """Whether places of a batch at which no example has a token are left out."""
+        ...
+
+    def blocks(self) -> Mapping[ModuleKey, Callable[[], nn.Module]]:
         """Trainable layers, in order -> draws its initial values; or it has frozen ones."""
         ...
 
-    @staticmethod
-    def load_frozen(weights: Weights, seed: int) -> nn.Module:
+    def fingerprint(self, weights: Weights, seed: int) -> str:
+        """Hex SHA-256 of all that the frozen layers depend on."""
+        ...
+
+    def load_frozen(self, weights: Weights, seed: int, precision: Precision = "fp32") -> nn.Module:
         """The part that is never trained nor sent."""
         ...
 
-    @staticmethod
+    def prefix(
+        self, frozen: nn.Module, x_BTD: Tensor, mask_BT: Tensor, count: int, *,
+        recompute: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """What the first ``count`` layers, in which nothing is trained, make of the tokens."""
+        ...
+
     def fuse(
-        frozen: nn.Module,
-        trained: Sequence[Any],
-        x_BTD: Tensor,
-        mask_BT: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+        self, frozen: nn.Module, trained: Sequence[Any], x_BTD: Tensor, mask_BT: Tensor, *,
+        recompute: bool = False,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Fuse: token 0 behind the last layer ``[B, D]``, all tokens before it ``[B, T, D]``.
 
         Nobody reads the other tokens behind the last layer, so they are not computed there.
-        ``trained`` are the trainable layers, or what is trained in each frozen one.
+
+        Args:
+            frozen: Of `load_frozen`.
+            trained: The trainable layers; or what is trained in the last frozen ones, as many
+                as there are, and the tokens are those that go into the first of these.
+            x_BTD: Tokens; the one that pools comes first.
+            mask_BT: Which are there.
+            recompute: Keep no inner states of layers for the backward pass: compute them again.
         """
         ...
-
-
-def attend(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, mask_BT: Tensor, heads: int) -> Tensor:
-    """Multi-head scaled dot-product attention over the tokens where ``mask_BT`` is true."""
-
-    def split(x_BTD: Tensor) -> Tensor:
-        batch, tokens, _ = x_BTD.shape
-        return x_BTD.view(batch, tokens, heads, -1).transpose(1, 2)
-
-    out_BHTD = F.scaled_dot_product_attention(
-        split(q_BTD), split(k_BTD), split(v_BTD), attn_mask=mask_BT[:, None, None, :]
-    )
-    return out_BHTD.transpose(1, 2).flatten(-2)
 
 
 BERT_NAMES: Final[Mapping[str, str]] = {
@@ -134,7 +165,7 @@ class FrozenLayer(nn.Module):
         x = self.attention_norm(tuning.attention(attended) + x_in)
         inner = F.gelu(_plus(self.up(x), tuning.added("up", x)))
         fed = _plus(self.down(inner), tuning.added("down", inner))
-        out: Tensor = self.output_norm(tuning.output(fed) + x)
+        out: Tensor = self.output_norm(tuning.joined(fed, x))
         return out
 
 
@@ -151,8 +182,10 @@ class MiniLMFusion:
 
     assets: ClassVar[tuple[str, ...]] = ("minilm",)
     width: ClassVar[int] = 384
-    native_streams: ClassVar[tuple[str, ...]] = ("text",)
+    native_streams: ClassVar[Mapping[str, str]] = {"text": "minilm"}
     layers: ClassVar[tuple[str, ...]] = ("fusion.4", "fusion.5")
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
+    trims: ClassVar[bool] = False
     projections: ClassVar[Mapping[str, tuple[int, int]]] = {
         **dict.fromkeys(("query", "key", "value", "attention_out"), (384, 384)),
         "up": (384, 1536),
@@ -165,7 +198,13 @@ class MiniLMFusion:
         return {}
 
     @staticmethod
-    def load_frozen(weights: Weights, seed: int) -> nn.Module:
+    def fingerprint(weights: Weights, seed: int) -> str:
+        """Hex SHA-256 of the asset, or of the seed."""
+        source = ASSETS["minilm"].sha256 if weights == "pretrained" else str(seed)
+        return fingerprint_of("minilm-fusion-1", weights, source)
+
+    @staticmethod
+    def load_frozen(weights: Weights, seed: int, precision: Precision = "fp32") -> nn.Module:
         """The two layers: from the checked asset, or drawn as BERT draws them."""
         layers = nn.ModuleList(FrozenLayer() for _ in MiniLMFusion.layers)
         if weights == "pretrained":
@@ -183,80 +222,48 @@ class MiniLMFusion:
         return layers.requires_grad_(False).eval()
 
     @staticmethod
+    def prefix(
+        frozen: nn.Module, x_BTD: Tensor, mask_BT: Tensor, count: int, *, recompute: bool = False
+    ) -> Tensor:
+        """Run the first layers as they are."""
+        for layer in list(cast(nn.ModuleList, frozen))[:count]:
+            x_BTD = run_layer(layer, x_BTD, mask_BT, Untuned(), pooled=False, recompute=recompute)
+        return x_BTD
+
+    @staticmethod
     def fuse(
-        frozen: nn.Module,
-        trained: Sequence[Any],
-        x_BTD: Tensor,
-        mask_BT: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+        frozen: nn.Module, trained: Sequence[Any], x_BTD: Tensor, mask_BT: Tensor, *,
+        recompute: bool = False,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Run the frozen layers with what is trained in them."""
-        *layers, last = zip(cast(nn.ModuleList, frozen), trained, strict=True)
+        kept = list(cast(nn.ModuleList, frozen))[-len(trained) :]
+        *layers, last = zip(kept, trained, strict=True)
         for layer, tuning in layers:
-            x_BTD = layer(x_BTD, mask_BT, tuning, pooled=False)
-        layer, tuning = last
-        return layer(x_BTD, mask_BT, tuning, pooled=True)[:, 0], x_BTD
+            x_BTD = run_layer(layer, x_BTD, mask_BT, tuning, pooled=False, recompute=recompute)
+        pooled = run_layer(last[0], x_BTD, mask_BT, last[1], pooled=True, recompute=recompute)
+        return pooled[:, 0], x_BTD
 
 
-class PreNormBlock(nn.Module):
-    """A trainable pre-norm transformer block."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm_attention = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.norm_ffn = nn.LayerNorm(width)
-        self.up = nn.Linear(width, 2 * width)
-        self.down = nn.Linear(2 * width, width)
-        for linear in (self.out, self.down):
-            nn.init.normal_(linear.weight, std=0.5 / math.sqrt(linear.in_features))
-
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor, *, pooled: bool) -> Tensor:
-        """One block; only token 0 is computed behind attention if ``pooled``."""
-        q, k, v = self.qkv(self.norm_attention(x_BTD)).chunk(3, -1)
-        if pooled:
-            q, x_BTD = q[:, :1], x_BTD[:, :1]
-        x_BTD = x_BTD + self.out(attend(q, k, v, mask_BT, self.heads))
-        out: Tensor = x_BTD + self.down(F.gelu(self.up(self.norm_ffn(x_BTD))))
-        return out
-
-
-class SmallFusion:
-    """Two trainable blocks of width 128 on the same frozen encoders: quick, for trials."""
-
-    assets: ClassVar[tuple[str, ...]] = ()
-    width: ClassVar[int] = 128
-    native_streams: ClassVar[tuple[str, ...]] = ()
-    layers: ClassVar[tuple[str, ...]] = ()
-    projections: ClassVar[Mapping[str, tuple[int, int]]] = {}
-    depth: ClassVar[int] = 2
-
-    @staticmethod
-    def blocks() -> Mapping[ModuleKey, Callable[[], nn.Module]]:
-        """``backbone/block.0`` and ``backbone/block.1``."""
-        keys = (ModuleKey(ModuleKind.BACKBONE, f"block.{i}") for i in range(SmallFusion.depth))
-        return {key: lambda: PreNormBlock(SmallFusion.width, heads=4) for key in keys}
-
-    @staticmethod
-    def load_frozen(weights: Weights, seed: int) -> nn.Module:
-        """Nothing is frozen here."""
-        return nn.Module()
-
-    @staticmethod
-    def fuse(
-        frozen: nn.Module,
-        trained: Sequence[Any],
-        x_BTD: Tensor,
-        mask_BT: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Run the blocks."""
-        for block in trained[:-1]:
-            x_BTD = block(x_BTD, mask_BT, pooled=False)
-        return trained[-1](x_BTD, mask_BT, pooled=True)[:, 0], x_BTD
-
-
-BACKBONES: Final[Mapping[str, type[Backbone]]] = {
-    "minilm-fusion": MiniLMFusion,
-    "small": SmallFusion,
+BACKBONES: Final[Mapping[str, Backbone]] = {
+    "minilm-fusion": MiniLMFusion(),
+    "small": SmallFusion(),
 }
+"""Backbones that come with the package."""
+
+
+def backbone_of(name: str) -> Backbone:
+    """The backbone called ``name``: one of `BACKBONES`, or the checkpoint ``hf:SOURCE``.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name.startswith(HF):
+        return _checkpoint_backbone(name.removeprefix(HF))
+    if name not in BACKBONES:
+        one_of("backbone", name, [*BACKBONES, f"{HF}SOURCE"], key="model.backbone")
+    return BACKBONES[name]
+
+
+@lru_cache(maxsize=16)
+def _checkpoint_backbone(source: str) -> CheckpointBackbone:
+    return CheckpointBackbone(source)

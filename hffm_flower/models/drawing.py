@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from hffm_flower.errors import ModuleError
-from hffm_flower.models.adapters import ClsPrompt, LayerAdapters, LayerLora, Projector, SoftPrompt
-from hffm_flower.models.backbones import BACKBONES
+from hffm_flower.models.adapters import WIRINGS, ClsPrompt, LayerLora, Projector, SoftPrompt
 from hffm_flower.models.encoders.tails import trained_tail
 from hffm_flower.models.experts import ExpertModule
 from hffm_flower.models.heads import HEADS
@@ -43,7 +42,7 @@ def draw_part(
     name = (
         key, spec.backbone, spec.weights, spec.adapter, spec.adapter_rank, spec.lora, rank,
         tuple(spec.prompts.items()), spec.encoders.get(modality), spec.tune.get(modality),
-        spec.seed,
+        spec.seed, spec.adapter_layers, spec.wiring,
     )  # fmt: skip
     if name not in _drawn:
         with torch.random.fork_rng(devices=[]):
@@ -55,13 +54,13 @@ def draw_part(
 def _draw(
     key: ModuleKey, spec: ModelSpec, modality: str, rank: int, tails: Tails | None
 ) -> nn.Module:
-    width = BACKBONES[spec.backbone].width
+    width = spec.family.width
     made: nn.Module
     match key.kind:
         case ModuleKind.BACKBONE | ModuleKind.ADAPTER:
             made = _layer(key, spec, rank)
         case ModuleKind.EXPERT:
-            made = ExpertModule(BACKBONES[spec.backbone].layers, width, spec.adapter_rank)
+            made = ExpertModule(spec.layers, width, spec.adapter_rank)
         case ModuleKind.ENCODER:
             made = _tail(spec, modality, tails)
         case ModuleKind.PROMPT if key == CLS:
@@ -78,11 +77,11 @@ def _draw(
 
 def _layer(key: ModuleKey, spec: ModelSpec, rank: int) -> nn.Module:
     """What is trained in one layer of the backbone."""
-    family, lora = BACKBONES[spec.backbone], spec.lora
+    family, lora = spec.family, spec.lora
     if not family.layers:
         return family.blocks()[key]()
     if spec.adapter != "lora":
-        return LayerAdapters(family.width, spec.adapter_rank)
+        return WIRINGS[spec.wiring](family.width, spec.adapter_rank)
     projections = {n: family.projections[n] for n in lora.chosen(spec.backbone)}
     scale = lora.alpha * lora.scaling.factor(rank)
     made = LayerLora(projections, rank, scale=scale, drawn=lora.most)

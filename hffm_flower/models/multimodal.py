@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hffm_flower.errors import ModuleError
 from hffm_flower.lora import compress, fit, is_lora, pad, rank_of
 from hffm_flower.models.adapters import ExpertTuning, Untuned
-from hffm_flower.models.backbones import BACKBONES, Backbone
+from hffm_flower.models.backbones import Backbone
 from hffm_flower.models.drawing import Tails, draw_part
 from hffm_flower.models.encoders.encoder import Tokens
 from hffm_flower.models.encoders.tails import trained_parameters
@@ -28,6 +28,7 @@ from hffm_flower.models.parts import (
     FACTORS,
     TEXT,
     ModelSpec,
+    behind_prefix,
     module_keys,
     prompt_keys,
     streams_of,
@@ -49,6 +50,7 @@ class MultimodalModel(nn.Module):
 
     Attributes:
         routing: Which experts the last `forward` used; None without experts.
+        recompute: Whether the backward pass computes inner states of layers again, to keep less.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class MultimodalModel(nn.Module):
         self.spec = spec
         self.modalities = frozenset(spec.encoders if spec.whole else modalities)
         self.tasks = tuple(tasks)
-        self.family: type[Backbone] = BACKBONES[spec.backbone]
+        self.family: Backbone = spec.family
         self.rank = rank or spec.lora.most
         default = module_keys(tasks, modalities, spec)
         self.keys = default if keys is None else tuple(sorted(keys))
@@ -77,6 +79,7 @@ class MultimodalModel(nn.Module):
                 self.parts[_name(self._whole(key))] = self._draw(self._whole(key), tails)
         self.frozen = frozen
         self.routing: Routing | None = None
+        self.recompute = False
         self._initial = {k: s for k, s in self.state().items() if is_lora(s)}
 
     def _whole(self, key: ModuleKey) -> ModuleKey:
@@ -116,7 +119,8 @@ class MultimodalModel(nn.Module):
             task: One of ``tasks``.
             inputs: Stream -> tokens ``[B, T, D]`` with mask ``[B, T]``; those that are
                 there are fused, the others are absent. Where the encoder is trained, tokens
-                as they go into its last blocks.
+                as they go into its last blocks; `behind_prefix`, as they go into the first
+                adapted layer.
         """
         streams = {s: m for s, m in streams_of(task, self.modalities).items() if s in inputs}
         some = next(iter(inputs.values())).values
@@ -138,18 +142,34 @@ class MultimodalModel(nn.Module):
         for stream, modality in streams.items():
             first = sum(block.values.shape[1] for block in blocks)
             values = tokens[stream].values
-            if stream not in self.family.native_streams:
+            if not self.spec.native(modality, stream):
                 values = self.part(ModuleKey(ModuleKind.PROJECTOR, stream))(values)
             blocks.append(Tokens(values, tokens[stream].mask))
             blocks += prompts if modality == TEXT else []
+        x_BTD = torch.cat([block.values for block in blocks], 1)
+        mask_BT = torch.cat([block.mask for block in blocks], 1)
+        if self.spec.untouched and not behind_prefix(task, set(streams.values()), self.spec):
+            x_BTD = self.family.prefix(
+                self.frozen, x_BTD, mask_BT, self.spec.untouched, recompute=self.recompute
+            )
         pooled_BD, fused_BTD = self.family.fuse(
-            self.frozen,
-            self._layers(),
-            torch.cat([block.values for block in blocks], 1),
-            torch.cat([block.mask for block in blocks], 1),
+            self.frozen, self._layers(), x_BTD, mask_BT, recompute=self.recompute
         )
         output: Tensor = self.head(task)(pooled_BD, fused_BTD[:, first:])
         return output
+
+    def trimmed(self, inputs: Mapping[str, Tokens]) -> dict[str, Tokens]:
+        """Native streams of a batch without the places at which no example has a token.
+
+        It saves work and changes no more than rounding does.
+        """
+        kept = dict(inputs)
+        for stream, tokens in inputs.items():
+            modality = self._modality_of.get(stream)
+            if self.family.trims and modality and self.spec.native(modality, stream):
+                least = int(tokens.mask.any(0).nonzero().max()) + 1
+                kept[stream] = Tokens(tokens.values[:, :least], tokens.mask[:, :least])
+        return kept
 
     def _encoded(self, stream: str, modality: str, tokens: Tokens) -> Tokens:
         """Tokens behind the trained last blocks of their encoder, if there are any."""
@@ -168,13 +188,13 @@ class MultimodalModel(nn.Module):
         if not family.layers:
             return [self.part(key) for key in family.blocks()]
         if spec.adapter == "none":
-            return [Untuned() for _ in family.layers]
+            return [Untuned() for _ in spec.layers]
         if spec.adapter == "experts":
             self.routing = Routing()
             held = [cast(ExpertModule, self.part(k)) for k in self.experts]
             k = spec.experts_per_example
-            return [ExpertTuning(ExpertLayer(n, held, k, self.routing)) for n in family.layers]
-        return [self.parts[_name(ModuleKey(ModuleKind.ADAPTER, n))] for n in family.layers]
+            return [ExpertTuning(ExpertLayer(n, held, k, self.routing)) for n in spec.layers]
+        return [self.parts[_name(ModuleKey(ModuleKind.ADAPTER, n))] for n in spec.layers]
 
     @property
     def experts(self) -> tuple[ModuleKey, ...]:

@@ -10,7 +10,8 @@ from typing import Final, Literal
 
 from hffm_flower.errors import ConfigError, one_of
 from hffm_flower.lora import Scaling
-from hffm_flower.models.backbones import BACKBONES
+from hffm_flower.models.adapters import WIRINGS
+from hffm_flower.models.backbones import BACKBONES, Backbone, Precision, backbone_of
 from hffm_flower.models.encoders import encoder_type
 from hffm_flower.models.encoders.encoder import Stream
 from hffm_flower.models.encoders.tails import Tuning
@@ -60,7 +61,7 @@ class LoraSpec:
 
     def chosen(self, backbone: str) -> tuple[str, ...]:
         """Projections of a backbone's layers that are adapted."""
-        names = BACKBONES[backbone].projections
+        names = backbone_of(backbone).projections
         return tuple(n for n in names if any(fnmatchcase(n, p) for p in self.targets))
 
     def check(self, backbone: str) -> None:
@@ -69,7 +70,7 @@ class LoraSpec:
         Raises:
             ConfigError: The message has the names that exist, or the size.
         """
-        projections = BACKBONES[backbone].projections
+        projections = backbone_of(backbone).projections
         if not self.targets:
             raise ConfigError(
                 f"no projection is named; backbone {backbone!r} has {', '.join(projections)}",
@@ -95,7 +96,7 @@ class ModelSpec:
     """What all devices of a run agree on.
 
     Attributes:
-        backbone: Name in `BACKBONES`.
+        backbone: Name of a `Backbone`, as `backbone_of` takes it.
         encoders: Modality -> name, as `encoder_type` takes it.
         weights: Frozen weights: pretrained, or drawn from ``seed``.
         adapter_rank: Width of a bottleneck: of the adapters, of the experts.
@@ -109,6 +110,9 @@ class ModelSpec:
         whole: No modules: every device holds the whole model, absent inputs are zeros (the
             baseline that modules are compared with).
         dropped: Whether training leaves optional modalities out at random.
+        adapter_layers: How many of the backbone's last layers are adapted; 0: all.
+        wiring: How a bottleneck stands in its layer, a name in `WIRINGS`.
+        precision: In which the backbone's frozen weights are held.
     """
 
     backbone: str
@@ -124,6 +128,24 @@ class ModelSpec:
     experts_per_example: int = 2
     whole: bool = False
     dropped: bool = False
+    adapter_layers: int = 0
+    wiring: str = "both"
+    precision: Precision = "fp32"
+
+    @property
+    def family(self) -> Backbone:
+        """The backbone."""
+        return backbone_of(self.backbone)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Frozen layers of the backbone in which something is trained: its last ones."""
+        return self.family.layers[-self.adapter_layers :]
+
+    @property
+    def untouched(self) -> int:
+        """Number of frozen layers in front of these."""
+        return len(self.family.layers) - len(self.layers)
 
     def check(self) -> None:
         """Refuse unknown names, and settings that do not fit each other.
@@ -132,7 +154,7 @@ class ModelSpec:
             ConfigError: An encoder or the backbone is unknown, or an encoder is given a
                 modality that it does not read; ranks, targets, experts or prompts that cannot be.
         """
-        one_of("backbone", self.backbone, BACKBONES, key="model.backbone")
+        backbone_of(self.backbone)
         for modality, name in self.encoders.items():
             encoder_type(modality, name)
         self._check_adapter()
@@ -147,14 +169,28 @@ class ModelSpec:
             one_of("prompt", name, PROMPTS, key="model.prompts")
 
     def _check_adapter(self) -> None:
-        family = BACKBONES[self.backbone]
+        family = self.family
         if self.adapter in ("lora", "experts") and not family.layers:
-            able = ", ".join(name for name, f in BACKBONES.items() if f.layers)
+            able = ", ".join([*(name for name, f in BACKBONES.items() if f.layers), "hf:SOURCE"])
             raise ConfigError(
                 f"backbone {self.backbone!r} has no frozen layers for {self.adapter!r}; "
                 f"backbones that have: {able}",
                 key="model.adapter",
             )
+        if self.adapter_layers > len(family.layers):
+            raise ConfigError(
+                f"{self.adapter_layers} is above the number of frozen layers of backbone "
+                f"{self.backbone!r}, {len(family.layers)}; 0: all",
+                key="model.adapter-layers",
+            )
+        one_of("wiring", self.wiring, WIRINGS, key="model.adapter-wiring")
+        if self.wiring != "both" and (self.adapter != "bottleneck" or not family.layers):
+            raise ConfigError(
+                f"wiring {self.wiring!r} is of bottlenecks in frozen layers; this is adapter "
+                f"{self.adapter!r} in backbone {self.backbone!r}",
+                key="model.adapter-wiring",
+            )
+        one_of("precision", self.precision, family.precisions, key="model.backbone-precision")
         if self.adapter == "lora":
             self.lora.check(self.backbone)
         if self.adapter == "experts" and self.experts_per_example > self.experts:
@@ -180,6 +216,10 @@ class ModelSpec:
         if known.target:
             return self.stream(known.target, known.inputs[known.target]).width
         return len(known.answers) or len(known.parts) or known.horizon
+
+    def native(self, modality: str, stream: str) -> bool:
+        """Whether a stream goes into the backbone as it is, without a projector."""
+        return self.family.native_streams.get(stream) == self.encoders[modality]
 
     def tuned(self, modality: str, stream: str) -> bool:
         """Whether a stream passes through a part of its encoder that is trained."""
@@ -210,7 +250,7 @@ def variants(task: str, modalities: Collection[str], *, dropped: bool) -> list[f
 
 def adapter_keys(spec: ModelSpec, experts: Collection[int] | None = None) -> list[ModuleKey]:
     """Modules of the backbone, in the order of its layers; of experts those in ``experts``."""
-    family = BACKBONES[spec.backbone]
+    family = spec.family
     if not family.layers:
         return list(family.blocks())
     if spec.adapter == "experts":
@@ -219,7 +259,7 @@ def adapter_keys(spec: ModelSpec, experts: Collection[int] | None = None) -> lis
     if spec.adapter == "none":
         return []
     endings = FACTORS[spec.lora.rule] if spec.adapter == "lora" else ("",)
-    return [ModuleKey(ModuleKind.ADAPTER, f"{n}{e}") for n in family.layers for e in endings]
+    return [ModuleKey(ModuleKind.ADAPTER, f"{n}{e}") for n in spec.layers for e in endings]
 
 
 def task_modules(
@@ -236,9 +276,8 @@ def task_modules(
         spec: The run's model.
         experts: Experts that are on the device; default: all.
     """
-    family = BACKBONES[spec.backbone]
     streams = streams_of(task, modalities)
-    keys = [ModuleKey(ModuleKind.PROJECTOR, s) for s in streams if s not in family.native_streams]
+    keys = [ModuleKey(ModuleKind.PROJECTOR, s) for s, m in streams.items() if not spec.native(m, s)]
     for stream, modality in streams.items():
         if spec.tuned(modality, stream):
             endings = FACTORS[spec.lora.rule] if spec.tune[modality].rank else ("",)
@@ -248,6 +287,22 @@ def task_modules(
     keys += prompt_keys(task, modalities, spec)
     keys += [*adapter_keys(spec, experts), ModuleKey(ModuleKind.HEAD, task)]
     return tuple(sorted(set(keys)))
+
+
+def behind_prefix(task: str, modalities: Collection[str], spec: ModelSpec) -> bool:
+    """Whether examples come as they leave the layers in front of the first adapted one.
+
+    So it is where nothing that is trained stands in front of these: no projector, no prompt, no
+    trained encoder. What comes out of them is then the same in every round, and is cached.
+    """
+    streams = streams_of(task, modalities)
+    return (
+        spec.untouched > 0
+        and not (spec.dropped or spec.whole)
+        and TEXT in streams.values()
+        and all(spec.native(m, s) and not spec.tuned(m, s) for s, m in streams.items())
+        and not prompt_keys(task, modalities, spec)
+    )
 
 
 def prompt_keys(task: str, modalities: Collection[str], spec: ModelSpec) -> list[ModuleKey]:

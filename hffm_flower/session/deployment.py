@@ -13,11 +13,10 @@ from pathlib import Path
 import psutil
 
 from hffm_flower.config import RunConfig
-from hffm_flower.errors import ConfigError, HffmError, ModuleError
+from hffm_flower.errors import HffmError, ModuleError
 from hffm_flower.report import RoundReport, TaskFacts
 from hffm_flower.result import means, task_facts
 from hffm_flower.runfiles import LOG, RunFiles
-from hffm_flower.schedule import METHODS
 from hffm_flower.session.bundle import Flwr
 from hffm_flower.session.following import patience_s
 from hffm_flower.session.local_roles import Kind, local_roles

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from clients.examples import mean_tokens
-from clients.resident import encoder_of
+from clients.resident import encoder_of, prefix_of
 from hffm_flower.config import RunConfig
 from hffm_flower.data.dataset import Item
 from hffm_flower.data.watch import frame
@@ -20,6 +20,7 @@ from hffm_flower.errors import ConfigError, one_of
 from hffm_flower.models.encoders.encoder import Encoder, Tokens
 from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.models.parts import streams_of
+from hffm_flower.models.prefix import Example
 from hffm_flower.tasks import TASKS
 
 RawInput = str | NDArray[np.float32] | Image.Image
@@ -98,6 +99,9 @@ class Predictor:
             for s, m in streams_of(task, self.model.modalities).items()
             if m in inputs
         }
+        if (prefix := prefix_of(self.config, task, tuple(inputs), self.on)) is not None:
+            read = Example({m: _given(raw) for m, raw in inputs.items()})
+            tokens = {s: t.to(self.on) for s, t in prefix.encode([read]).items()}
         self.model.eval()
         output: Tensor = self.model(task, tokens)
         return output

@@ -13,6 +13,7 @@ from hffm_flower.models.encoders import (
     CHECKPOINT_ENCODERS,
     ENCODERS,
     CheckpointEncoder,
+    Embeddings,
     encoder_type,
 )
 from hffm_flower.modules import ModuleKey, ModuleKind
@@ -45,15 +46,22 @@ class Plan:
         return tuple(p.index for p in self.profiles if p.idle)
 
 
-def check(config: RunConfig) -> Plan:
+def check(config: RunConfig, *, fits: bool = True) -> Plan:
     """Check settings, assets and data of a run, and say what it will be.
+
+    Args:
+        config: The run's settings.
+        fits: Whether a model that is too large for the devices or for this machine is refused.
 
     Raises:
         ConfigError: A setting cannot work; the message names it and where it came from.
         AssetError: A packaged asset is missing or altered.
     """
     try:
-        return _check(config)
+        plan = _check(config)
+        if fits:
+            _check_memory(config, plan)
+        return plan
     except ConfigError as error:
         raise config.locate(error) from error
 
@@ -115,6 +123,13 @@ def _check(config: RunConfig) -> Plan:
     return Plan(profiles, keys, schedule, groups_of(config, network))
 
 
+def _check_memory(config: RunConfig, plan: Plan) -> None:
+    from hffm_flower.session.memory import check_budgets, check_machine
+
+    check_budgets(config, plan)
+    check_machine(config, plan)
+
+
 def _check_turns(schedule: Schedule) -> None:
     """Refuse factors that take turns and are averaged in different places."""
     for key, place in schedule.placements.items():
@@ -138,10 +153,11 @@ def check_checkpoints(config: RunConfig) -> None:
     from clients.resident import encoder_of
 
     encoders = [encoder_of(config, m, torch.device("cpu")) for m in _read(config)]
-    checkpoints = [e for e in encoders if isinstance(e, CheckpointEncoder)]
-    for encoder in checkpoints:
-        encoder.check()
-    if config.model.encoder_precision != "fp32" and not checkpoints:
+    for encoder in encoders:
+        if isinstance(encoder, CheckpointEncoder | Embeddings):
+            encoder.check()
+    able = any(isinstance(encoder, CheckpointEncoder) for encoder in encoders)
+    if config.model.encoder_precision != "fp32" and not able:
         raise ConfigError(
             f"{config.model.encoder_precision} is for encoders of checkpoints, and the tasks use "
             "none (hf:...); allowed: fp32",
@@ -184,11 +200,11 @@ def check_tails(config: RunConfig) -> None:
 
 def assets_of(config: RunConfig) -> set[str]:
     """Names of the packaged assets that a run reads."""
-    from hffm_flower.models.backbones import BACKBONES
+    from hffm_flower.models.backbones import backbone_of
 
     needed = {a for task in config.data.tasks for a in DATASETS[TASKS[task].dataset].assets}
     needed |= {a for m, name in _read(config).items() for a in encoder_type(m, name).assets}
-    return needed | set(BACKBONES[config.model.backbone].assets)
+    return needed | set(backbone_of(config.model.backbone).assets)
 
 
 def _read(config: RunConfig) -> dict[str, str]:

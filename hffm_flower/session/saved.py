@@ -14,7 +14,7 @@ from clients.spec import model_spec
 from hffm_flower.accelerator import choose_device
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError, OutputError, one_of
-from hffm_flower.models.backbones import BACKBONES
+from hffm_flower.models.backbones import backbone_of
 from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.models.parts import task_modules
 from hffm_flower.modules import ModularState, ModuleKey, ModuleKind
@@ -170,7 +170,9 @@ def recompute(folder: str | Path) -> tuple[dict[str, object], dict[str, object]]
 
 def native_streams(config: RunConfig) -> tuple[str, ...]:
     """Streams that the run's backbone reads without a projector."""
-    return BACKBONES[config.model.backbone].native_streams
+    served = set(config.encoder_names().values())
+    native = backbone_of(config.model.backbone).native_streams
+    return tuple(stream for stream, encoder in native.items() if encoder in served)
 
 
 def _edge_state(files: RunFiles, config: RunConfig, device: Device) -> ModularState:

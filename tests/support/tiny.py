@@ -23,7 +23,7 @@ from clients.spec import model_spec
 from hffm_flower.config import RunConfig
 from hffm_flower.data import DATASETS
 from hffm_flower.data.dataset import Indices, Item, Split, no_modality, text_item
-from hffm_flower.models.backbones import BACKBONES, Weights, attend
+from hffm_flower.models.backbones import BACKBONES, Precision, Weights, attend
 from hffm_flower.models.encoders import ENCODERS, Encoder
 from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.models.parts import ModelSpec
@@ -42,8 +42,10 @@ class TinyFusion:
 
     assets: ClassVar[tuple[str, ...]] = ()
     width: ClassVar[int] = WIDTH
-    native_streams: ClassVar[tuple[str, ...]] = ("text",)
+    native_streams: ClassVar[Mapping[str, str]] = {"text": "tiny-text"}
     layers: ClassVar[tuple[str, ...]] = ("tiny.0",)
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
+    trims: ClassVar[bool] = False
     projections: ClassVar[Mapping[str, tuple[int, int]]] = {
         "query": (WIDTH, WIDTH),
         "value": (WIDTH, WIDTH),
@@ -56,7 +58,19 @@ class TinyFusion:
         return {}
 
     @staticmethod
-    def load_frozen(weights: Weights, seed: int) -> nn.Module:
+    def fingerprint(weights: Weights, seed: int) -> str:
+        """Weights and seed."""
+        return f"{weights} {seed}"
+
+    @staticmethod
+    def prefix(
+        frozen: nn.Module, x_BTD: Tensor, mask_BT: Tensor, count: int, *, recompute: bool = False
+    ) -> Tensor:
+        """The tokens: the only layer is adapted."""
+        return x_BTD
+
+    @staticmethod
+    def load_frozen(weights: Weights, seed: int, precision: Precision = "fp32") -> nn.Module:
         """Queries, keys and values."""
         TinyFusion.loaded.append((weights, seed))
         rng = torch.Generator().manual_seed(stream_seed(seed, weights))
@@ -67,8 +81,9 @@ class TinyFusion:
 
     @staticmethod
     def fuse(
-        frozen: nn.Module, trained: Sequence[Any], x_BTD: Tensor, mask_BT: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        frozen: nn.Module, trained: Sequence[Any], x_BTD: Tensor, mask_BT: Tensor, *,
+        recompute: bool = False,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Attend from token 0."""
         (tuning,) = trained
         q, k, v = frozen(x_BTD).chunk(3, -1)
@@ -76,7 +91,7 @@ class TinyFusion:
         q = q if (more := tuning.added("query", first)) is None else q + more
         v = v if (more := tuning.added("value", x_BTD)) is None else v + more
         fused = first + tuning.attention(attend(q, k, v, mask_BT, heads=2))
-        return tuning.output(fused)[:, 0], x_BTD
+        return tuning.joined(fused, torch.zeros_like(fused))[:, 0], x_BTD
 
 
 class TinyData:
@@ -178,7 +193,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the tiny parts into the registries, which are the same dicts wherever imported."""
     for registry, entries in (
         (ENCODERS, TINY_ENCODERS),
-        (BACKBONES, {"tiny": TinyFusion}),
+        (BACKBONES, {"tiny": TinyFusion()}),
         (DATASETS, {"tiny": TinyData}),
         (TASKS, TINY_TASKS),
     ):

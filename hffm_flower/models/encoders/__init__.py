@@ -7,11 +7,13 @@ from functools import lru_cache
 from typing import Final, cast
 
 from hffm_flower.errors import ConfigError, one_of
+from hffm_flower.models.checkpoints import find_checkpoint
 from hffm_flower.models.encoders.cache import FeatureCache
 from hffm_flower.models.encoders.checkpoint import PREFIX, CheckpointEncoder, Precision
 from hffm_flower.models.encoders.checkpoint_audio import AudioCheckpoint
 from hffm_flower.models.encoders.checkpoint_image import ImageCheckpoint
 from hffm_flower.models.encoders.checkpoint_text import TextCheckpoint
+from hffm_flower.models.encoders.embeddings import EMBEDDINGS, Embeddings, embeddings_of
 from hffm_flower.models.encoders.encoder import Encoder, Stream, Tail, Tokens, Weights
 from hffm_flower.models.encoders.lite0 import Lite0
 from hffm_flower.models.encoders.minilm import MiniLm
@@ -23,6 +25,7 @@ __all__ = [
     "ENCODERS",
     "PREFIX",
     "CheckpointEncoder",
+    "Embeddings",
     "Encoder",
     "FeatureCache",
     "Precision",
@@ -75,4 +78,8 @@ def encoder_type(modality: str, name: str, *, precision: Precision = "fp32") -> 
 def _of_checkpoint(modality: str, source: str, precision: Precision) -> type[Encoder]:
     what = "modality of a checkpoint"
     one_of(what, modality, CHECKPOINT_ENCODERS, key="model.encoders")
-    return cast("type[Encoder]", CHECKPOINT_ENCODERS[modality].of(source, precision))
+    reader, own = CHECKPOINT_ENCODERS[modality], EMBEDDINGS.get(modality, {})
+    found = find_checkpoint(source, allowed={*reader.anatomies, *own}, key="model.encoders")
+    if found.model_type in own:
+        return embeddings_of(modality, found)
+    return cast("type[Encoder]", reader.of(source, precision))

@@ -13,22 +13,56 @@ import logging
 import os
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hffm_flower.data.dataset import Item
-from hffm_flower.models.encoders.encoder import Encoder, Tokens
+from hffm_flower.models.encoders.encoder import Stream, Tokens
 
 MAGIC: Final = b"HFFM-TOKENS-1\n"
 CHUNK: Final = 64  # items encoded between writes
 FLOAT16_MAX: Final = 65504.0
 
 logger = logging.getLogger(__name__)
+
+
+class Digested(Protocol):
+    """What is encoded, known by its content."""
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of the content."""
+        ...
+
+
+Kind = TypeVar("Kind", bound=Digested)
+Kind_contra = TypeVar("Kind_contra", bound=Digested, contravariant=True)
+
+
+class Reader(Protocol[Kind_contra]):
+    """What makes tokens that can be kept: an encoder, or layers behind encoders."""
+
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        """Name of each output -> its shape."""
+        ...
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether its outputs are worth keeping."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of all that the outputs depend on."""
+        ...
+
+    def encode(self, items: Sequence[Kind_contra]) -> dict[str, Tokens]:
+        """Tokens of every stream; an item's bits are its own."""
+        ...
 
 
 class FeatureCache:
@@ -40,7 +74,7 @@ class FeatureCache:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def features(self, encoder: Encoder, items: Sequence[Item]) -> dict[str, Tokens]:
+    def features(self, encoder: Reader[Kind], items: Sequence[Kind]) -> dict[str, Tokens]:
         """Tokens of every stream, items in order; each distinct item is encoded once.
 
         Values of cacheable encoders are rounded to float16; an encoder that is not
@@ -65,7 +99,7 @@ class FeatureCache:
 class _Table:
     """Tokens of the distinct items of one call: float16 values and masks, by stream."""
 
-    def __init__(self, encoder: Encoder, items: int) -> None:
+    def __init__(self, encoder: Reader[Kind], items: int) -> None:
         streams = encoder.streams.items()
         self._values = {n: np.empty((items, s.tokens, s.width), np.float16) for n, s in streams}
         self._masks = {n: np.empty((items, s.tokens), np.uint8) for n, s in streams}

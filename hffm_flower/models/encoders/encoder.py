@@ -12,7 +12,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal, Protocol, Self
+from typing import Any, ClassVar, Final, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -207,7 +207,7 @@ def check_cut(name: str, blocks: int, cut: int) -> int:
     return cut
 
 
-def batches(items: Sequence[Item]) -> Iterator[tuple[list[Item], int]]:
+def batches(items: Sequence[Any]) -> Iterator[tuple[list[Any], int]]:
     """Batches of exactly `BATCH` items, and how many of each are real."""
     for start in range(0, len(items), BATCH):
         real = list(items[start : start + BATCH])

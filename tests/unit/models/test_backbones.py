@@ -15,10 +15,10 @@ from hffm_flower.models.backbones import (
     BACKBONES,
     FrozenLayer,
     MiniLMFusion,
-    PreNormBlock,
     Weights,
     attend,
 )
+from hffm_flower.models.small_fusion import PreNormBlock
 
 RANK = 4
 

@@ -1,0 +1,274 @@
+"""Memory, computing and traffic of each kind of device, before a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import psutil
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from clients.equipment import memories_mib
+from clients.resident import encoder_of
+from clients.shares import dataset_of
+from clients.spec import model_spec
+from hffm_flower.accelerator import choose_device
+from hffm_flower.assignment import memory_mib
+from hffm_flower.config import RunConfig
+from hffm_flower.errors import ConfigError
+from hffm_flower.models.backbones import BACKBONES
+from hffm_flower.models.encoders import Encoder
+from hffm_flower.models.encoders.encoder import Stream
+from hffm_flower.models.footprint import Footprint, footprint, sent_bytes
+from hffm_flower.models.multimodal import MultimodalModel
+from hffm_flower.models.parts import ModelSpec, behind_prefix, streams_of
+from hffm_flower.modules import ModuleKey, ModuleKind
+from hffm_flower.profile import NodeProfile
+from hffm_flower.session.preflight import Plan
+from hffm_flower.tasks import TASKS
+
+CPU: Final = torch.device("cpu")
+GIB: Final = 2**30
+HINT: Final = (
+    "smaller: train.batch-size, train.checkpointing = true, model.adapter-layers, "
+    "model.backbone-precision = bf16, simulation.actors"
+)
+
+_found: dict[tuple[object, ...], Footprint] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What devices with the same modules need.
+
+    Attributes:
+        devices: Which these are, by index.
+        modalities: What they collect.
+        tasks: What they train.
+        rank: Of their LoRA; 0: none.
+        experts: How many they hold.
+        step: Of the task that needs most.
+        tokens: Inputs of the one with most examples, in memory [byte].
+        cache: The same on disk [byte].
+        message: Modules that a device is sent, and sends, in an edge round [byte].
+        flops: Of an edge round of the one with most examples [flop].
+        seconds: That takes at ``radio.device-gflop-s`` [s].
+    """
+
+    devices: tuple[int, ...]
+    modalities: tuple[str, ...]
+    tasks: tuple[str, ...]
+    rank: int
+    experts: int
+    step: Footprint
+    tokens: int
+    cache: int
+    message: int
+    flops: float
+    seconds: float
+
+    @property
+    def total(self) -> int:
+        """Memory of a device in training, without its process [byte]."""
+        return self.step.total + self.tokens
+
+
+def estimates(config: RunConfig, plan: Plan) -> list[Estimate]:
+    """One estimate for each kind of device, in the order of their first devices."""
+    kinds: dict[tuple[object, ...], list[NodeProfile]] = {}
+    for profile in plan.profiles:
+        if not profile.idle:
+            has = profile.modalities, tuple(profile.tasks), profile.rank, len(profile.experts)
+            kinds.setdefault(has, []).append(profile)
+    return [_estimate(config, plan, profiles) for profiles in kinds.values()]
+
+
+def _estimate(
+    config: RunConfig,
+    plan: Plan,
+    profiles: list[NodeProfile],
+) -> Estimate:
+    first, spec = profiles[0], model_spec(config)
+    keys = plan.keys[first.index]
+    encoders = {m: encoder_of(config, m, CPU) for m in first.modalities if m in spec.encoders}
+    trained = _keys(plan, first, spec)
+    steps = {
+        task: _step(config, first, task, keys=trained, encoders=encoders) for task in first.tasks
+    }
+    flops, tokens, kept = 0.0, 0, 0
+    for profile in profiles:
+        done = sum(steps[t].flops * n for t, n in profile.tasks.items()) * config.train.local_epochs
+        if config.train.local_steps:
+            most = max(step.flops for step in steps.values())
+            done = most * config.train.batch_size * config.train.local_steps
+        flops = max(flops, done)
+        memory = disk = 0
+        for task, count in profile.tasks.items():
+            shapes, cached = _streams(task, spec, encoders)
+            examples = count + profile.tests.get(task, 0)
+            memory += examples * sum(s.tokens * (4 * s.width + 1) for s in shapes.values())
+            disk += examples * sum(shapes[n].tokens * (2 * shapes[n].width + 1) for n in cached)
+        tokens, kept = max(tokens, memory), max(kept, disk)
+    return Estimate(
+        devices=tuple(p.index for p in profiles),
+        modalities=first.modalities,
+        tasks=tuple(first.tasks),
+        rank=first.rank,
+        experts=len(first.experts),
+        step=max(steps.values(), key=lambda step: step.total),
+        tokens=tokens,
+        cache=kept,
+        message=sent_bytes(_model(config, first, keys, FakeTensorMode()), keys),
+        flops=flops,
+        seconds=flops / (config.radio.device_gflop_s * 1e9),
+    )
+
+
+def _streams(
+    task: str, spec: ModelSpec, encoders: Mapping[str, Encoder]
+) -> tuple[dict[str, Stream], list[str]]:
+    """Shapes of a task's streams as they go into the model, and which of them are cached."""
+    held = streams_of(task, encoders)
+    shapes = {s: encoders[m].streams[s] for s, m in held.items()}
+    prefixed = behind_prefix(task, tuple(encoders), spec)
+    return shapes, [s for s, m in held.items() if prefixed or encoders[m].cacheable]
+
+
+def _step(
+    config: RunConfig,
+    profile: NodeProfile,
+    task: str,
+    *,
+    keys: tuple[ModuleKey, ...],
+    encoders: Mapping[str, Encoder],
+) -> Footprint:
+    """Of one task of a device, found once per process."""
+    spec, known = model_spec(config), _found
+    shapes, _ = _streams(task, spec, encoders)
+    train = config.train
+    rows = np.zeros(train.batch_size, dtype=np.int64)
+    dataset = dataset_of(config, task)
+    targets = torch.from_numpy(dataset.targets("train", rows))
+    layout = (
+        repr(dataclasses.replace(spec, seed=0)), train.precision, train.checkpointing,
+        TASKS[task].head, len(TASKS[task].answers), tuple(shapes.items()), targets.shape,
+        tuple(m for m in profile.modalities if m in TASKS[task].fused), profile.rank,
+        sum(k.kind is ModuleKind.EXPERT for k in keys), tuple(map(_layout, keys)),
+    )  # fmt: skip
+    if layout not in known:
+        known[layout] = footprint(
+            lambda mode: _model(config, profile, keys, mode), task, streams=shapes,
+            targets=targets, precision=train.precision, recompute=train.checkpointing,
+        )  # fmt: skip
+    return known[layout]
+
+
+def _layout(key: ModuleKey) -> str:
+    """What matters of a module: heads of as many answers have the same tensors."""
+    if key.kind is not ModuleKind.HEAD:
+        return "" if key.kind is ModuleKind.EXPERT else str(key)
+    return f"{TASKS[key.name].head} {len(TASKS[key.name].answers)}"
+
+
+def _keys(plan: Plan, profile: NodeProfile, spec: ModelSpec) -> tuple[ModuleKey, ...]:
+    """Modules of a device, with as many experts more as it is lent."""
+    others = (j for j in range(spec.experts) if j not in profile.experts)
+    lent = itertools.islice(others, profile.lent)
+    more = {ModuleKey(ModuleKind.EXPERT, str(j)) for j in lent}
+    return tuple(sorted({*plan.keys[profile.index], *more}))
+
+
+def _model(
+    config: RunConfig, profile: NodeProfile, keys: Iterable[ModuleKey], mode: FakeTensorMode
+) -> MultimodalModel:
+    """The device's model, with a backbone of no content."""
+    spec = model_spec(config)
+    tasks = config.data.tasks if spec.whole else tuple(profile.tasks)
+    with mode:
+        frozen = spec.family.load_frozen("random", 0, spec.precision)
+    return MultimodalModel(
+        spec, tasks, profile.modalities, frozen, keys=tuple(keys), rank=profile.rank,
+        tails=lambda m: encoder_of(config, m, CPU).tail(),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What this machine has for a run.
+
+    Attributes:
+        memory: Of the CPU or of the accelerator [byte].
+        process: What a process takes before it trains: libraries and encoders [byte].
+        actors: Processes that train at once.
+    """
+
+    memory: int
+    process: int
+    actors: int
+
+    def needed(self, each: Iterable[Estimate]) -> int:
+        """Memory of a run whose devices need ``each`` [byte]."""
+        return self.actors * (self.process + max((e.total for e in each), default=0))
+
+
+def machine(config: RunConfig) -> Machine:
+    """This machine, as the run will use it; the process is measured on this one."""
+    on = choose_device(config.train.device)
+    actors = config.simulation.actors or psutil.cpu_count() or 1
+    actors = 1 if config.method == "central" else min(actors, config.tree.devices)
+    if on.type == "cuda":
+        return Machine(torch.cuda.get_device_properties(on).total_memory, 0, actors)
+    return Machine(psutil.virtual_memory().total, psutil.Process().memory_info().rss, actors)
+
+
+def check_budgets(config: RunConfig, plan: Plan) -> None:
+    """Refuse bottlenecks that devices have no memory to train.
+
+    Raises:
+        ConfigError: The message says how many, and what is short.
+    """
+    spec = model_spec(config)
+    if not config.tree.memory_mib or spec.adapter != "bottleneck" or not spec.layers:
+        return
+    model = next((p for p in plan.profiles if not p.idle), None)
+    if model is None:
+        return
+    keys = [k for k in plan.keys[model.index] if k.kind is ModuleKind.ADAPTER]
+    made = _model(config, model, keys, FakeTensorMode())
+    wanted = memory_mib(sent_bytes(made, tuple(keys)) // 4)
+    memories = memories_mib(config)
+    short = [p.index for p in plan.profiles if not p.idle and memories[p.index] < wanted]
+    if short:
+        raise ConfigError(
+            f"training the adapters takes {wanted:.4g} MiB; {len(short)} of "
+            f"{len(plan.profiles) - len(plan.idle)} devices have less, the least "
+            f"{memories[short].min():.4g} MiB; narrower: model.adapter-rank, fewer: "
+            "model.adapter-layers",
+            key="tree.memory-mib",
+        )
+
+
+def check_machine(config: RunConfig, plan: Plan) -> None:
+    """Refuse a checkpoint as backbone that does not fit into this machine.
+
+    Raises:
+        ConfigError: The message says what is needed, by whom, and what there is.
+    """
+    if config.model.backbone in BACKBONES:
+        return
+    here, found = machine(config), estimates(config, plan)
+    if (needed := here.needed(found)) <= here.memory:
+        return
+    alone = dataclasses.replace(here, actors=1)
+    over = sum(len(e.devices) for e in found if alone.needed([e]) > here.memory)
+    raise ConfigError(
+        f"{here.actors} processes that train at once need {needed / GIB:.3g} GiB, this machine has "
+        f"{here.memory / GIB:.3g}; {over} of {sum(len(e.devices) for e in found)} devices do not "
+        f"fit even alone; hffm plan-memory shows what takes it; {HINT}",
+        key="model.backbone",
+    )

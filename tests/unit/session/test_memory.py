@@ -1,0 +1,184 @@
+"""What a run takes, said before it runs: against real tensors, real modules and refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from clients.resident import Device
+from hffm_flower.cli import memory as command
+from hffm_flower.cli.app import app
+from hffm_flower.config import RunConfig
+from hffm_flower.errors import ConfigError
+from hffm_flower.models.footprint import Living
+from hffm_flower.session import memory
+from hffm_flower.session.memory import Machine, estimates
+from hffm_flower.session.preflight import check
+from tests.support import fused, tiny
+from tests.support.checkpoints import make_vilt
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def vilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_vilt(tmp_path_factory.mktemp("vilt") / "vilt")
+
+
+@pytest.fixture(autouse=True)
+def swatches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    fused.register(monkeypatch)
+    yield
+    tiny.forget()
+
+
+def said(config: RunConfig) -> memory.Estimate:
+    (found,) = estimates(config, check(config, fits=False))
+    return found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model__adapter": "lora"},
+        {"model__adapter": "experts", "model__experts": 2},
+        {"train__checkpointing": True},
+        {"model__adapter_layers": 1},
+    ],
+    ids=["bottleneck", "lora", "experts", "recomputed", "last"],
+)
+def test_the_played_step_lives_as_the_real_one(
+    changes: dict[str, object], vilt: Path, tmp_path: Path
+) -> None:
+    config = fused.settings(tmp_path, vilt, **changes)
+    step = said(config).step
+    device = Device(config, 0, CPU)
+    model = device.model()
+    model.recompute = config.train.checkpointing
+    (part,) = device.train_data()
+    rows = torch.arange(config.train.batch_size)
+    with Living(model.parameters()) as living:
+        batch = part.index(rows)
+        output = model(part.task, batch.inputs)
+        loss = model.head(part.task).loss(output.float(), batch.targets)
+        del output
+        torch.autograd.backward(loss)
+    assert step.activations + step.gradients == pytest.approx(living.peak, rel=0.05)
+    trained = sum(p.nbytes for p in model.parameters_of(model.keys).values())
+    assert step.gradients == trained
+    assert step.moments == 2 * trained
+    assert step.frozen == sum(p.nbytes for p in model.frozen.parameters())
+    assert step.total > step.activations > 0
+
+
+def test_views_of_weights_are_not_counted() -> None:
+    weight, x = torch.randn(64, 64), torch.randn(2, 64)
+    with Living([weight, x]) as living:
+        out = x @ weight.T
+    assert living.now == living.peak == out.nbytes
+    del out
+    assert living.now == 0
+
+
+def test_what_makes_a_step_smaller(vilt: Path, tmp_path: Path) -> None:
+    whole = said(fused.settings(tmp_path, vilt)).step
+    for changes in (
+        {"train__checkpointing": True}, {"model__adapter_layers": 1}, {"train__batch_size": 4},
+    ):  # fmt: skip
+        less = said(fused.settings(tmp_path, vilt, **changes)).step
+        assert less.activations < 0.8 * whole.activations, changes
+    assert said(fused.settings(tmp_path, vilt, model__backbone_precision="bf16")).step.frozen < (
+        0.55 * whole.frozen
+    )
+    assert said(fused.settings(tmp_path, vilt, model__adapter_layers=1)).step.flops < whole.flops
+
+
+def test_messages_rounds_and_caches(vilt: Path, tmp_path: Path) -> None:
+    config = fused.settings(tmp_path, vilt, model__adapter_layers=1)
+    (found,) = estimates(config, plan := check(config, fits=False))
+    state = Device(config, 0, CPU).model().state()
+    assert found.message == sum(a.nbytes for s in state.values() for a in s.values())
+    most = max(sum(p.tasks.values()) for p in plan.profiles)
+    assert found.flops == pytest.approx(found.step.flops * most * config.train.local_epochs)
+    assert found.seconds == pytest.approx(found.flops / (config.radio.device_gflop_s * 1e9))
+    assert found.devices == (0, 1)
+    # What is cached is what a device leaves on disk: states behind the frozen layers.
+    largest = max(plan.profiles, key=lambda p: sum(p.tasks.values()) + sum(p.tests.values()))
+    device = Device(config, largest.index, CPU)
+    device.train_data()
+    device.test_data("iid")
+    files = list((tmp_path / "cache" / "features").glob("*/*/*"))
+    assert files
+    header = len(files) * 18
+    assert sum(f.stat().st_size for f in files) - header == pytest.approx(found.cache, rel=0.01)
+    assert said(fused.settings(tmp_path, vilt)).cache == 0
+
+
+def test_kinds_of_devices_are_told_apart(tiny: RunConfig) -> None:
+    found = estimates(tiny, plan := check(tiny))
+    busy = [p for p in plan.profiles if not p.idle]
+    assert sorted(k for e in found for k in e.devices) == [p.index for p in busy]
+    assert len({(e.modalities, e.tasks) for e in found}) == len(found) > 1
+    for each in found:
+        for index in each.devices:
+            assert tuple(plan.profiles[index].tasks) == each.tasks
+
+
+def test_a_model_that_does_not_fit_the_machine_is_refused(
+    vilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = fused.settings(tmp_path, vilt)
+    monkeypatch.setattr(memory, "machine", lambda _: Machine(2**20, 2**19, 2))
+    with pytest.raises(
+        ConfigError, match=r"2 processes .* GiB, this machine has .*; 2 of 2 devices do not fit"
+    ):
+        check(config)
+    check(config, fits=False)
+    check(tiny_backbone(config))  # packaged backbones are not asked
+
+
+def tiny_backbone(config: RunConfig) -> RunConfig:
+    return config.with_values(model__backbone="small", model__encoders="image=lite0 text=minilm")
+
+
+def test_adapters_that_do_not_fit_the_devices_are_refused(vilt: Path, tmp_path: Path) -> None:
+    config = fused.settings(tmp_path, vilt, tree__memory_mib="0.001 5")
+    with pytest.raises(ConfigError, match=r"takes .* MiB; 1 of 2 devices have less, .* 0\.001 MiB"):
+        check(config)
+    check(config.with_values(tree__memory_mib="5"))
+
+
+def test_the_command_shows_it_and_ends_badly_where_it_does_not_fit(
+    vilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = fused.settings(tmp_path, vilt)
+    file = tmp_path / "run.toml"
+    file.write_text("\n".join(f"{k} = {_toml(v)}" for k, v in config.to_flwr().items()))
+    shown = CliRunner().invoke(app, ["plan-memory", str(file)])
+    assert shown.exit_code == 0, shown.output
+    assert "kind 1: image text; swatch4" in shown.output
+    assert "it fits" in shown.output
+    monkeypatch.setattr(memory, "machine", lambda _: Machine(2**20, 2**19, 2))
+    refused = CliRunner().invoke(app, ["plan-memory", str(file)])
+    assert isinstance(refused.exception, ConfigError)
+    assert "AdamW" in refused.output
+
+
+def _toml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def test_tables_have_a_row_for_each_kind(tiny: RunConfig) -> None:
+    found = estimates(tiny, check(tiny))
+    found[0] = dataclasses.replace(found[0], rank=4, experts=2)
+    assert command.memory_table(found).row_count == len(found)
+    assert command.round_table(found).row_count == len(found)
+    assert command.kind_of(found[0]).endswith("; rank 4; 2 experts")
+    assert np.isfinite([e.seconds for e in found]).all()
