@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hffm_flower.testbed.report import Outcome
 
 SMOKE: Final[Mapping[str, object]] = {
-    **options.SMOKE, "rounds": 2, "tree.devices": 4, "d2d.plan": "relay",
+    **options.PRESETS["smoke"], "rounds": 2, "tree.devices": 4, "d2d.plan": "relay",
     "data.tasks": "easyvqa10 emojivqa10", "data.full-modality-share": 1.0,
 }  # fmt: skip
 """A federation that is done in a minute or two, also over slow links."""
