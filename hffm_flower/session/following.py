@@ -61,7 +61,7 @@ def follow(
             silence = _ask(flwr, run_id, files)
             asked, unheard = time.monotonic(), unheard + 1 if silence else 0
             if unheard == UNHEARD:
-                raise HffmError(f"the cloud is lost: {silence}")
+                raise HffmError(f"the cloud is lost, silent {UNHEARD} times: {silence}")
         if now - moved > patience_s(config):
             raise HffmError(f"nothing has moved in run {run_id} for {now - moved:.0f} s")
         time.sleep(TICK_S)

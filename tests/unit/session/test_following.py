@@ -93,7 +93,7 @@ def test_a_failure_has_its_reason(files: RunFiles) -> None:
 @pytest.mark.parametrize(("says", "reason"), [
     ([Run(7, "finished:failed", details="exit 200")], "run 7 has ended, finished:failed: exit 200"),
     ([Run(7, "unknown")], "run 7 has ended, unknown: no reason given"),
-    ([Run(7, "running"), away], "the cloud is lost: connection refused"),
+    ([Run(7, "running"), away], "the cloud is lost, silent 3 times: connection refused"),
 ])  # fmt: skip
 def test_an_end_without_a_result(
     files: RunFiles, monkeypatch: pytest.MonkeyPatch, says: list[Any], reason: str
