@@ -8,7 +8,14 @@ from typing import Final
 
 from hffm_flower.errors import ConfigError
 from hffm_flower.models.backbones import BERT_NAMES
-from hffm_flower.models.encoders import lite0, minilm, speech
+from hffm_flower.models.encoders import (
+    PREFIX,
+    CheckpointEncoder,
+    encoder_type,
+    lite0,
+    minilm,
+    speech,
+)
 from hffm_flower.models.parts import FACTORS, ModelSpec
 from hffm_flower.modules import ModuleKey, ModuleKind
 
@@ -59,7 +66,7 @@ BASES: Final[Mapping[str, Base]] = {
         speech.layer_name,
     ),
 }
-"""Encoder -> the network of which it is a part."""
+"""Packaged encoder -> the network of which it is a part."""
 
 BACKBONE_BASES: Final[Mapping[str, str]] = {"minilm-fusion": "minilm"}
 """Backbone -> the name in `BASES` of the network of which its layers are."""
@@ -73,8 +80,28 @@ def whole_name(key: ModuleKey, spec: ModelSpec) -> str:
     return key.name
 
 
+def base_of(name: str, spec: ModelSpec) -> Base:
+    """The network called ``name``: in ``BASES``, or the checkpoint that an encoder reads."""
+    if name in BASES:
+        return BASES[name]
+    modality = next(m for m, encoder in spec.encoders.items() if encoder == name)
+    kind = encoder_type(modality, name)
+    assert issubclass(kind, CheckpointEncoder)
+    network, held = kind.anatomy.network, kind.checkpoint
+    origin, at = held.repository or str(held.folder), ""
+    if held.repository and (revision := held.source.partition("@")[2]):
+        at = f", revision={revision!r}"
+    return Base(
+        modality,
+        origin,
+        f"`{network}` of {origin}",
+        f"from transformers import {network}\nbase = {network}.from_pretrained({origin!r}{at})",
+        kind.layer_name,
+    )
+
+
 def base_layer(key: ModuleKey, layer: str, spec: ModelSpec) -> tuple[str, str]:
-    """Where a layer of a LoRA module is: name in `BASES`, and the layer's name there.
+    """Where a layer of a LoRA module is: name of the network, and the layer's name there.
 
     Args:
         key: An adapter or an encoder with LoRA factors.
@@ -88,8 +115,10 @@ def base_layer(key: ModuleKey, layer: str, spec: ModelSpec) -> tuple[str, str]:
     if key.kind is ModuleKind.ADAPTER:
         base = _known("backbone", spec.backbone, BACKBONE_BASES)
         return BACKBONE_BASES[base], f"encoder.layer.{name.split('.')[1]}.{BERT_NAMES[layer]}"
-    base = _known("encoder", spec.encoders[name], BASES)
-    return base, BASES[base].layer_name(layer, spec.tune[name].blocks)
+    base = spec.encoders[name]
+    if not base.startswith(PREFIX):
+        _known("encoder", base, BASES)
+    return base, base_of(base, spec).layer_name(layer, spec.tune[name].blocks)
 
 
 def _known(what: str, name: str, known: Mapping[str, object]) -> str:

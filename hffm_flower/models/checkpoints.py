@@ -163,7 +163,7 @@ class Checkpoint:
             with quiet(), torch.random.fork_rng(devices=[]):
                 network, told = family.from_pretrained(
                     self.folder, local_files_only=True, dtype=torch.float32,
-                    output_loading_info=True, **changes,
+                    output_loading_info=True, ignore_mismatched_sizes=True, **changes,
                 )  # fmt: skip
         except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
             raise ConfigError(
@@ -175,6 +175,14 @@ class Checkpoint:
             raise ConfigError(
                 f"weights of checkpoint {self.source!r} in {self.folder} lack {len(lacking)} "
                 f"tensors of {family.__name__}, e.g. {lacking[0]}",
+                key=self.key,
+            )
+        if odd := sorted(told["mismatched_keys"]):
+            name, found, wanted = odd[0]
+            raise ConfigError(
+                f"weights of checkpoint {self.source!r} in {self.folder} are not those of its "
+                f"{CONFIG}: {len(odd)} tensors have other shapes, e.g. {name} {list(found)}, which "
+                f"is to be {list(wanted)}",
                 key=self.key,
             )
         made: nn.Module = network
@@ -192,6 +200,11 @@ def find_checkpoint(source: str, *, allowed: Collection[str], key: str) -> Check
     Raises:
         ConfigError: There is none, or it is of another architecture.
     """
+    if any(map(str.isspace, source)):
+        raise ConfigError(
+            f"{source!r} has spaces, which part the words of a setting; name a folder without",
+            key=key,
+        )
     local = Path(source).expanduser()
     repository, _, revision = source.partition("@")
     if local.is_dir():
@@ -209,7 +222,7 @@ def find_checkpoint(source: str, *, allowed: Collection[str], key: str) -> Check
     else:
         folder = _hub_folder(source, repository, revision or None, key=key)
     try:
-        model_type = json.loads((folder / CONFIG).read_text("utf-8")).get("model_type", "")
+        model_type = str(json.loads((folder / CONFIG).read_text("utf-8")).get("model_type", ""))
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"{folder / CONFIG} cannot be read: {error}", key=key) from error
     if model_type not in allowed:
@@ -266,7 +279,7 @@ def _hub_folder(source: str, repository: str, revision: str | None, *, key: str)
     if isinstance(held, str):
         return Path(held).parent
     with _asking(source, (CONFIG,), key):
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=SMALL))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=[*SMALL]))
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from clients.spec import model_spec
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError, OutputError
 from hffm_flower.lora import compress, is_lora, layer_of, pairs
-from hffm_flower.models.bases import BASES, Base, base_layer, whole_name
+from hffm_flower.models.bases import Base, base_layer, base_of, whole_name
 from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.models.parts import FACTORS, LoraSpec, ModelSpec
 from hffm_flower.modules import ModularState, ModuleKey, ModuleState, Tensor
@@ -60,10 +60,11 @@ def export(folder: str | Path, out: str | Path, node: str | None = None) -> list
             layer = layer_of(name)
             base, there = base_layer(key, layer, spec)
             found[base][there + name.removeprefix(layer)] = array
-    written = [target / BASES[base].modality for base in sorted(found)]
+    bases = {name: base_of(name, spec) for name in sorted(found)}
+    written = [target / base.modality for base in bases.values()]
     try:
-        for path, base in zip(written, sorted(found), strict=True):
-            _write(path, BASES[base], found[base], spec.lora)
+        for path, (name, network) in zip(written, bases.items(), strict=True):
+            _write(path, network, found[name], spec.lora)
         title = f"LoRA of {node or 'the cloud'}, run {files.root.resolve().name}"
         (target / "README.md").write_text(_readme(title, found, config), encoding="utf-8")
     except OSError as error:
@@ -192,7 +193,7 @@ def _readme(title: str, found: Mapping[str, ModuleState], config: RunConfig) -> 
         "run's own files.",
     ]  # fmt: skip
     for name in sorted(found):
-        base, ranks = BASES[name], _ranks(found[name])
+        base, ranks = base_of(name, spec), _ranks(found[name])
         lines += [
             "", f"## {base.modality}/", "", f"Base: {base.about}.", "", "```python",
             *base.loading.splitlines(), "from peft import PeftModel",

@@ -23,6 +23,7 @@ from hffm_flower.models.encoders.speech import Speech
 __all__ = [
     "CHECKPOINT_ENCODERS",
     "ENCODERS",
+    "PREFIX",
     "CheckpointEncoder",
     "Embeddings",
     "Encoder",

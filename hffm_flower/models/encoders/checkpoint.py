@@ -244,6 +244,20 @@ class CheckpointEncoder(ABC):
         _, blocks, ends = self._parts
         return BlockTail(type(self), blocks, ends if self._cut else {}, self.passing(self._cut))
 
+    @classmethod
+    def layer_name(cls, name: str, cut: int) -> str:
+        """Name in the network of a tail's layer: ``encoder.layers.11.self_attn.q_proj``.
+
+        Args:
+            name: As in the tail: ``0.self_attn.q_proj``, ``head.mlp.fc1``.
+            cut: Where the tail begins.
+        """
+        part, _, rest = name.partition(".")
+        held = cls.anatomy
+        paths = {"norm": held.norm, "head": held.head}
+        path = paths.get(part) or f"{held.blocks}.{cls.blocks - cut + int(part)}"
+        return ".".join(filter(None, (held.body, path, rest)))
+
     @cached_property
     def _end(self) -> Tail:
         """What follows the last block."""

@@ -4,8 +4,8 @@ Clips are 1.5 s at 16 kHz. The states behind the last block, one every 20 ms, be
 means over time.
 
 Whisper was trained on 30 s, the rest of which is silence for a short clip: 1500 positions, of
-which a clip fills 75. Here it gets those 75 alone, the first ones, which takes a twentieth of
-the work. Its states are not those of the padded clip, whose tokens attend to the silence too.
+which a clip fills 75. Here it gets those 75 alone, the first ones, which is a twentieth of
+the tokens. Its states are not those of the padded clip, whose tokens attend to the silence too.
 """
 
 from __future__ import annotations
