@@ -82,7 +82,7 @@ def test_it_learns_with_a_cached_prefix_and_predicts(
     config = stand_in(
         tmp_path, vilt, model__adapter_wiring=wiring, model__adapter_layers=2,
         train__learning_rate=0.01, train__local_epochs=2, rounds=4, tree__period=2,
-        data__alpha=100.0, tree__devices=2, tree__edges=1, data__tasks="swatch4",
+        data__alpha=100.0, tree__devices=2, tree__edges=1, data__tasks="swatch4", data__min_tasks=1,
     )  # fmt: skip
     played = finished(config, tmp_path / "out")
     losses = [report.loss_sum / report.trained for report in played.rounds]
