@@ -67,7 +67,8 @@ class ImageCsv(OwnKind):
                 continue
             target = _target(task, row, found)
             if isinstance(target, Refused):
-                skipped.add(target.why, f"{name} ({target.what!r})" if target.what else name)
+                told = "" if target.what is None else f" ({target.what!r})"
+                skipped.add(target.why, f"{name}{told}")
             elif texts and not row["text"]:
                 skipped.add("no text", name)
             else:
@@ -91,7 +92,7 @@ class Refused(NamedTuple):
     """Why a line has no target, and what stands there."""
 
     why: str
-    what: str = ""
+    what: str | None = None
 
 
 def _columns(spec: TaskSpec) -> tuple[str, ...]:
