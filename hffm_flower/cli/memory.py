@@ -54,7 +54,7 @@ def memory_command(
     )
     try:
         check_budgets(chosen, plan)
-        check_machine(chosen, plan)
+        check_machine(here, found)
     except ConfigError as error:
         console.print(f"{verdict}", highlight=False)
         raise chosen.locate(error) from error

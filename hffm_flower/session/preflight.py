@@ -124,10 +124,12 @@ def _check(config: RunConfig) -> Plan:
 
 
 def _check_memory(config: RunConfig, plan: Plan) -> None:
-    from hffm_flower.session.memory import check_budgets, check_machine
+    from hffm_flower.models.backbones import BACKBONES
+    from hffm_flower.session.memory import check_budgets, check_machine, estimates, machine
 
     check_budgets(config, plan)
-    check_machine(config, plan)
+    if config.model.backbone not in BACKBONES:  # these are small, and every start would wait
+        check_machine(machine(config), estimates(config, plan))
 
 
 def _check_turns(schedule: Schedule) -> None:
