@@ -135,7 +135,7 @@ def recompute(folder: str | Path) -> tuple[dict[str, object], dict[str, object]]
         )
     config = config_of(files)
     expected = _table(_table(saved["summary"]).get("expected"))
-    plan = check(config)
+    plan = check(config, fits=False)
     on = choose_device(config.train.device)
     torch.set_num_threads(1)
     reports = files.rounds()
