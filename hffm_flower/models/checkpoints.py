@@ -230,6 +230,11 @@ def find_checkpoint(source: str, *, allowed: Collection[str], key: str) -> Check
     Raises:
         ConfigError: There is none, or it is of another architecture.
     """
+    if not source:
+        raise ConfigError(
+            "hf: names no checkpoint; allowed: hf:FOLDER, hf:OWNER/NAME, hf:OWNER/NAME@REVISION",
+            key=key,
+        )
     if any(map(str.isspace, source)):
         raise ConfigError(
             f"{source!r} has spaces, which part the words of a setting; name a folder without",

@@ -100,7 +100,7 @@ def test_what_the_model_was_trained_without_is_refused() -> None:
     frozen = frozen_layers(config, cpu)
     seeing = Predictor(config, MultimodalModel(model_spec(config), tasks, ("image",), frozen), cpu)
     assert seeing.predict("emojivqa10", image=PICTURE) in TASKS["emojivqa10"].answers
-    with pytest.raises(ConfigError, match="'emojivqa10' from image and text: .* without text"):
+    with pytest.raises(ConfigError, match=r"'emojivqa10' from image and text: .* without text"):
         seeing.predict("emojivqa10", image=PICTURE, text="is it food?")
     spec = model_spec(config)
     keys = module_keys(tasks, ("image",), spec)
