@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError
 from hffm_flower.models.encoders import encoder_type
 from hffm_flower.models.footprint import Living
-from hffm_flower.session import memory
+from hffm_flower.session import memory, preflight
 from hffm_flower.session.memory import Machine, estimates
 from hffm_flower.session.preflight import check
 from hffm_flower.tasks import PACKAGED
@@ -215,6 +216,22 @@ def test_a_batch_is_no_larger_than_the_devices_examples(vilt: Path, tmp_path: Pa
     most = max(sum(p.tasks.values()) for p in check(config).profiles)
     exact = said(config.with_values(train__batch_size=most))
     assert said(config.with_values(train__batch_size=10 * most)).step == exact.step
+
+
+def test_the_command_has_the_options_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[RunConfig] = []
+
+    def stop(config: RunConfig, **_: object) -> NoReturn:
+        asked.append(config)
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr(preflight, "check", stop)
+    words = "--preset small --encoders random --method star"
+    CliRunner().invoke(app, ["plan-memory", *words.split()])
+    (config,) = asked
+    assert (config.model.backbone, config.model.weights, config.method) == (
+        "small", "random", "star",
+    )  # fmt: skip
 
 
 def _toml(value: object) -> str:
