@@ -63,7 +63,7 @@ def show_command(
         from hffm_flower.session.preflight import check
 
         check_picture(plot)
-        plan = check(chosen)
+        plan = check(chosen, fits=False)
         drawn = draw_data(chosen, plan, plot)
     table = Table(title=f"{chosen.tree.devices} devices, seed {chosen.seed}")
     for column in ("edge", "device", "modalities", *chosen.data.tasks, "modules"):

@@ -20,17 +20,21 @@ MB = 10**6
 
 def memory_command(
     config: options.ConfigFile = None,
+    method: options.Method = None,
     devices: options.Devices = None,
     edges: options.Edges = None,
     seed: options.Seed = None,
+    encoders: options.Encoders = None,
+    preset: options.Preset = None,
     smoke: options.Smoke = False,
     sets: options.Set = None,
 ) -> None:
     """Estimate memory, computing and traffic of each kind of device; nothing is trained."""
     console = Console()
     chosen = options.configure(
-        config, smoke=smoke, sets=sets, devices=devices, edges=edges, seed=seed
-    )
+        config, preset=preset, smoke=smoke, sets=sets, method=method, devices=devices,
+        edges=edges, seed=seed, encoders=encoders,
+    )  # fmt: skip
     with console.status("checking settings, assets and data"):
         from hffm_flower.errors import ConfigError
         from hffm_flower.session.memory import check_budgets, check_machine, estimates, machine
@@ -54,7 +58,7 @@ def memory_command(
     )
     try:
         check_budgets(chosen, plan)
-        check_machine(chosen, plan)
+        check_machine(here, found)
     except ConfigError as error:
         console.print(f"{verdict}", highlight=False)
         raise chosen.locate(error) from error

@@ -123,12 +123,12 @@ def _array(spec: TaskSpec, targets: list[Target]) -> NDArray[np.int64] | NDArray
 
 def picture(path: Path) -> Picture | str:
     """The picture in a file, decoded once to see that it can be; or why there is none."""
-    if not path.is_file():
-        return "missing file"
     try:
+        if not path.is_file():
+            return "missing file"
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         width, height = decode(path).size
-    except Exception:  # a damaged picture raises whatever its damage leads to
+    except Exception:  # damage raises whatever it leads to, and so do names too long for a file
         return "unreadable file"
     return Picture(Item(digest, partial(decode, path)), width, height)
 

@@ -32,19 +32,20 @@ class Skipped:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self._named: defaultdict[str, list[str]] = defaultdict(list)
+        self._named: defaultdict[str, dict[str, None]] = defaultdict(dict)
 
     def add(self, why: str, name: str) -> None:
-        """Note that ``name`` is left out."""
+        """Note that ``name`` is left out; it is named once, as it can be printed."""
         self.counts[why] += 1
-        if len(self._named[why]) < NAMED:
-            self._named[why].append(name)
+        if len(self._named[why]) <= NAMED:
+            self._named[why][name.encode("utf-8", "backslashreplace").decode()] = None
 
     def lines(self) -> list[str]:
         """One line per reason, e.g. ``2 unknown answer: a.png ('pink'), b.png ('grey')``."""
         return [
-            f"{count} {why}: {', '.join(self._named[why])}{', ...' if count > NAMED else ''}"
+            f"{count} {why}: {', '.join([*named][:NAMED])}{', ...' if len(named) > NAMED else ''}"
             for why, count in sorted(self.counts.items())
+            for named in (self._named[why],)
         ]
 
     def __str__(self) -> str:

@@ -224,6 +224,28 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
 """``model_type`` of a checkpoint -> its architecture."""
 
 
+def shape_of(checkpoint: Checkpoint) -> Shape:
+    """Sizes of a checkpoint that can be a backbone.
+
+    Raises:
+        ConfigError: They cannot be, or are of a variant that is not supported.
+    """
+    with checkpoint.usable():
+        shape = ARCHITECTURES[checkpoint.model_type].shape(checkpoint)
+        sizes = shape.layers, shape.width, shape.heads, shape.groups, shape.head_width, shape.inner
+        if min(sizes) < 1:
+            raise ValueError(f"a size is less than 1: {shape}")
+        if shape.heads % shape.groups or (
+            not ARCHITECTURES[checkpoint.model_type].gated
+            and shape.heads * shape.head_width != shape.width
+        ):
+            raise ValueError(
+                f"{shape.heads} heads of queries do not fit a width of {shape.width} and "
+                f"{shape.groups} heads of keys"
+            )
+    return shape
+
+
 def halved(module: nn.Module) -> nn.Module:
     """``module`` with the weights of its linear layers in bfloat16, in place."""
     for part in module.modules():

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from hffm_flower.models.adapters import Untuned
-from hffm_flower.models.architectures import ACTIVATIONS, ARCHITECTURES, KEY, Shape, halved
+from hffm_flower.models.architectures import (
+    ACTIVATIONS,
+    ARCHITECTURES,
+    KEY,
+    Shape,
+    halved,
+    shape_of,
+)
 from hffm_flower.models.checkpoints import Checkpoint, find_checkpoint
 from hffm_flower.models.encoders.checkpoint import Precision
 from hffm_flower.models.encoders.encoder import Weights, fingerprint_of
@@ -61,7 +68,7 @@ class CheckpointBackbone:
     def __init__(self, source: str) -> None:
         self.checkpoint: Checkpoint = find_checkpoint(source, allowed=ARCHITECTURES, key=KEY)
         self.kind = ARCHITECTURES[self.checkpoint.model_type]
-        self.shape: Shape = self.kind.shape(self.checkpoint)
+        self.shape: Shape = shape_of(self.checkpoint)
         self.width = self.shape.width
         name = f"hf:{source}"
         self.native_streams = {s: name for held in self.kind.reads.values() for s in held}

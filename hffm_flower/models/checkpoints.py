@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import importlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -41,6 +41,11 @@ WEIGHTS: Final = (
 """Where weights are looked for, the first that is there; an index names several files."""
 SMALL: Final = ("*.json", "*.txt", "*.model", "*.jinja")
 """What comes from the hub at once; weights come when they are read."""
+_REFUSALS: Final = (
+    *(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+    StrictDataclassError,
+)
+"""What configurations of sizes that cannot be lead to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +156,28 @@ class Checkpoint:
             config = self.config_for(kind)
             settings = changes.keys() & (config.to_dict().keys() | {"attn_implementation"})
             changed = {name: changes.pop(name) for name in settings}
-            config = type(config).from_dict(config.to_dict() | changed)
-            with quiet(), torch.random.fork_rng(devices=[]):
+            with quiet(), torch.random.fork_rng(devices=[]), self.usable():
                 torch.manual_seed(stream_seed(seed, "checkpoint", kind))
-                network = family(config, **changes)
+                network = family(_changed(config, changed), **changes)
         return network.requires_grad_(False).eval()
+
+    @contextlib.contextmanager
+    def usable(self) -> Iterator[None]:
+        """Say that the configuration is at fault for what is raised within.
+
+        Raises:
+            ConfigError: Something was, be it by us or by `transformers`.
+        """
+        try:
+            yield
+        except ConfigError:
+            raise
+        except _REFUSALS as error:
+            raise ConfigError(
+                f"{self.folder / CONFIG} of checkpoint {self.source!r} cannot be used: "
+                f"{type(error).__name__}: {error}",
+                key=self.key,
+            ) from error
 
     def _pretrained(self, family: Any, changes: dict[str, Any]) -> nn.Module:
         self.weights()
@@ -165,7 +187,7 @@ class Checkpoint:
                     self.folder, local_files_only=True, dtype=torch.float32,
                     output_loading_info=True, ignore_mismatched_sizes=True, **changes,
                 )  # fmt: skip
-        except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        except (OSError, SafetensorError, UnpicklingError, *_REFUSALS) as error:
             raise ConfigError(
                 f"weights of checkpoint {self.source!r} in {self.folder} cannot be read as "
                 f"{family.__name__}: {error}",
@@ -189,6 +211,14 @@ class Checkpoint:
         return made
 
 
+def _changed(config: Any, changed: Mapping[str, Any]) -> Any:
+    """``config`` with other values; what it says of each layer is cut to as many layers."""
+    told = config.to_dict() | changed
+    if kinds := told.get("layer_types"):
+        told["layer_types"] = kinds[: told["num_hidden_layers"]]
+    return type(config).from_dict(told)
+
+
 def find_checkpoint(source: str, *, allowed: Collection[str], key: str) -> Checkpoint:
     """The checkpoint called ``source``; of its files only the configuration is read.
 
@@ -200,6 +230,11 @@ def find_checkpoint(source: str, *, allowed: Collection[str], key: str) -> Check
     Raises:
         ConfigError: There is none, or it is of another architecture.
     """
+    if not source:
+        raise ConfigError(
+            "hf: names no checkpoint; allowed: hf:FOLDER, hf:OWNER/NAME, hf:OWNER/NAME@REVISION",
+            key=key,
+        )
     if any(map(str.isspace, source)):
         raise ConfigError(
             f"{source!r} has spaces, which part the words of a setting; name a folder without",
@@ -235,7 +270,7 @@ def find_checkpoint(source: str, *, allowed: Collection[str], key: str) -> Check
     try:
         with quiet():
             config = family.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+    except (OSError, *_REFUSALS) as error:
         raise ConfigError(f"{folder / CONFIG} cannot be used: {error}", key=key) from error
     return Checkpoint(source, folder, config, model_type, key, repository)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,8 +20,8 @@ from clients.spec import model_spec
 from hffm_flower.accelerator import choose_device
 from hffm_flower.assignment import memory_mib
 from hffm_flower.config import RunConfig
+from hffm_flower.data.dataset import Split
 from hffm_flower.errors import ConfigError
-from hffm_flower.models.backbones import BACKBONES
 from hffm_flower.models.encoders import Encoder
 from hffm_flower.models.encoders.encoder import Stream
 from hffm_flower.models.footprint import Footprint, footprint, sent_bytes
@@ -53,7 +53,7 @@ class Estimate:
         rank: Of their LoRA; 0: none.
         experts: How many they hold.
         step: Of the task that needs most.
-        tokens: Inputs of the one with most examples, in memory [byte].
+        tokens: Inputs and targets of the one with most examples, in memory [byte].
         cache: The same on disk [byte].
         message: Modules that a device is sent, and sends, in an edge round [byte].
         flops: Of an edge round of the one with most examples [flop].
@@ -97,21 +97,26 @@ def _estimate(
     keys = plan.keys[first.index]
     encoders = {m: encoder_of(config, m, CPU) for m in first.modalities if m in spec.encoders}
     trained = _keys(plan, first, spec)
+    together = sum if config.method == "central" else max
+    most = {task: together(p.tasks[task] for p in profiles) for task in first.tasks}
     steps = {
-        task: _step(config, first, task, keys=trained, encoders=encoders) for task in first.tasks
+        task: _step(config, first, task, examples=n, keys=trained, encoders=encoders)
+        for task, n in most.items()
     }
     flops, tokens, kept = 0.0, 0, 0
     for profile in profiles:
         done = sum(steps[t].flops * n for t, n in profile.tasks.items()) * config.train.local_epochs
         if config.train.local_steps:
-            most = max(step.flops for step in steps.values())
-            done = most * config.train.batch_size * config.train.local_steps
+            hardest = max(step.flops for step in steps.values())
+            done = hardest * config.train.batch_size * config.train.local_steps
         flops = max(flops, done)
         memory = disk = 0
         for task, count in profile.tasks.items():
             shapes, cached = _streams(task, spec, encoders)
             examples = count + profile.tests.get(task, 0)
             memory += examples * sum(s.tokens * (4 * s.width + 1) for s in shapes.values())
+            memory += count * _targets(config, task, 1).nbytes
+            memory += profile.tests.get(task, 0) * _targets(config, task, 1, "test").nbytes
             disk += examples * sum(shapes[n].tokens * (2 * shapes[n].width + 1) for n in cached)
         tokens, kept = max(tokens, memory), max(kept, disk)
     return Estimate(
@@ -144,21 +149,20 @@ def _step(
     profile: NodeProfile,
     task: str,
     *,
+    examples: int,
     keys: tuple[ModuleKey, ...],
     encoders: Mapping[str, Encoder],
 ) -> Footprint:
-    """Of one task of a device, found once per process."""
+    """Of one task of a device with so many ``examples``, found once per process."""
     spec, known = model_spec(config), _found
     shapes, _ = _streams(task, spec, encoders)
     train = config.train
-    rows = np.zeros(train.batch_size, dtype=np.int64)
-    dataset = dataset_of(config, task)
-    targets = torch.from_numpy(dataset.targets("train", rows))
+    targets = _targets(config, task, min(train.batch_size, examples))
     layout = (
         repr(dataclasses.replace(spec, seed=0)), train.precision, train.checkpointing,
-        TASKS[task].head, len(TASKS[task].answers), tuple(shapes.items()), targets.shape,
+        TASKS[task].head, spec.head_size(task), tuple(shapes.items()), targets.shape,
         tuple(m for m in profile.modalities if m in TASKS[task].fused), profile.rank,
-        sum(k.kind is ModuleKind.EXPERT for k in keys), tuple(map(_layout, keys)),
+        sum(k.kind is ModuleKind.EXPERT for k in keys), tuple(_layout(k, spec) for k in keys),
     )  # fmt: skip
     if layout not in known:
         known[layout] = footprint(
@@ -168,11 +172,20 @@ def _step(
     return known[layout]
 
 
-def _layout(key: ModuleKey) -> str:
-    """What matters of a module: heads of as many answers have the same tensors."""
+def _targets(config: RunConfig, task: str, count: int, split: Split = "train") -> torch.Tensor:
+    """Targets of ``count`` examples in their form: mean tokens where something is to be found."""
+    rows = np.zeros(count, dtype=np.int64)
+    targets = torch.from_numpy(dataset_of(config, task).targets(split, rows))
+    if TASKS[task].target:
+        return torch.zeros(*targets.shape, model_spec(config).head_size(task))
+    return targets
+
+
+def _layout(key: ModuleKey, spec: ModelSpec) -> str:
+    """What matters of a module: heads of the same size have the same tensors."""
     if key.kind is not ModuleKind.HEAD:
         return "" if key.kind is ModuleKind.EXPERT else str(key)
-    return f"{TASKS[key.name].head} {len(TASKS[key.name].answers)}"
+    return f"{TASKS[key.name].head} {spec.head_size(key.name)}"
 
 
 def _keys(plan: Plan, profile: NodeProfile, spec: ModelSpec) -> tuple[ModuleKey, ...]:
@@ -253,15 +266,16 @@ def check_budgets(config: RunConfig, plan: Plan) -> None:
         )
 
 
-def check_machine(config: RunConfig, plan: Plan) -> None:
-    """Refuse a checkpoint as backbone that does not fit into this machine.
+def check_machine(here: Machine, found: Sequence[Estimate]) -> None:
+    """Refuse a run that does not fit into this machine.
+
+    Args:
+        here: What there is.
+        found: What the devices need.
 
     Raises:
         ConfigError: The message says what is needed, by whom, and what there is.
     """
-    if config.model.backbone in BACKBONES:
-        return
-    here, found = machine(config), estimates(config, plan)
     if (needed := here.needed(found)) <= here.memory:
         return
     alone = dataclasses.replace(here, actors=1)

@@ -29,7 +29,7 @@ def draw_curves(files: RunFiles, plan: Plan | None = None) -> Path:
     """Draw ``curves.png``: accuracy by tier, by task, and the training loss over edge rounds."""
     reports = files.rounds()
     config = RunConfig.from_flwr({**_flat(files), "paths.out": "", "paths.state": ""})
-    plan = plan or check(config)
+    plan = plan or check(config, fits=False)
     tasks = task_facts(config.data.tasks, plan.profiles)
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.9), layout="constrained")
     for tier, colour in TIER_COLOURS.items():

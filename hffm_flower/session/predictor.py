@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -17,10 +18,11 @@ from hffm_flower.config import RunConfig
 from hffm_flower.data.dataset import Item
 from hffm_flower.data.watch import frame
 from hffm_flower.errors import ConfigError, one_of
-from hffm_flower.models.encoders.encoder import Encoder, Tokens
+from hffm_flower.models.encoders.encoder import Tokens
 from hffm_flower.models.multimodal import MultimodalModel
-from hffm_flower.models.parts import streams_of
+from hffm_flower.models.parts import streams_of, task_modules
 from hffm_flower.models.prefix import Example
+from hffm_flower.modules import ModuleKind
 from hffm_flower.tasks import TASKS
 
 RawInput = str | NDArray[np.float32] | Image.Image
@@ -72,12 +74,13 @@ class Predictor:
         if spec.target:
             candidates = _candidates(spec.target, inputs.pop(spec.target, None))
             encoder = encoder_of(self.config, spec.target, self.on, whole=True)
-            stream = spec.inputs[spec.target]
-            tokens = self._encoded(spec.target, stream, encoder, candidates)
-            given = mean_tokens(tokens)[None]
+            items = [_given(each) for each in candidates]
+            found = self._finite(spec.target, lambda: encoder.encode(items))
+            given = mean_tokens(found[spec.inputs[spec.target]])[None]
         output = self._output(task, inputs)
         if spec.horizon:
-            window = np.asarray(inputs["sensor"], dtype=np.float32)
+            (modality,) = spec.fused
+            window = np.asarray(inputs[modality], dtype=np.float32)
             given = torch.from_numpy(frame(window)).to(self.on)[None]
         answer = head.answer(output.float(), spec, given)
         if isinstance(answer, str):
@@ -94,33 +97,51 @@ class Predictor:
         absent = [m for m in spec.required if m in spec.fused and m not in inputs]
         if absent:
             raise ConfigError(f"task {task!r} needs {', '.join(absent)}")
-        tokens = {
-            s: self._encoded(m, s, encoder_of(self.config, m, self.on), [inputs[m]])
-            for s, m in streams_of(task, self.model.modalities).items()
-            if m in inputs
-        }
+        self._check_read(task, inputs)
+        read = {m: _given(raw) for m, raw in inputs.items()}
+        tokens: dict[str, Tokens] = {}
         if (prefix := prefix_of(self.config, task, tuple(inputs), self.on)) is not None:
-            read = Example({m: _given(raw) for m, raw in inputs.items()})
-            tokens = {s: t.to(self.on) for s, t in prefix.encode([read]).items()}
+            tokens = self._finite(" and ".join(read), lambda: prefix.encode([Example(read)]))
+        else:
+            for stream, modality in streams_of(task, read).items():
+                encode = encoder_of(self.config, modality, self.on).encode
+                found = self._finite(modality, partial(encode, [read[modality]]))
+                tokens[stream] = found[stream]
         self.model.eval()
         output: Tensor = self.model(task, tokens)
         return output
 
-    def _encoded(
-        self, modality: str, stream: str, encoder: Encoder, raw: Sequence[object]
-    ) -> Tokens:
-        """Tokens of raw inputs of one modality.
+    def _check_read(self, task: str, inputs: Mapping[str, object]) -> None:
+        """Refuse inputs for which this model has not been trained.
+
+        Raises:
+            ConfigError: It lacks a modality, or a module that such an example passes.
+        """
+        model = self.model
+        lacking = [m for m in inputs if m not in model.modalities]
+        if not lacking and not model.spec.whole:
+            experts = [int(k.name) for k in model.keys if k.kind is ModuleKind.EXPERT]
+            needed = task_modules(task, tuple(inputs), model.spec, experts)
+            lacking = [str(key) for key in needed if key not in model.keys]
+        if lacking:
+            raise ConfigError(
+                f"this model does not answer task {task!r} from {' and '.join(sorted(inputs))}: it "
+                f"was trained without {', '.join(lacking)}"
+            )
+
+    def _finite(self, what: str, encode: Callable[[], Mapping[str, Tokens]]) -> dict[str, Tokens]:
+        """Streams of encoded inputs, where the model is.
 
         Raises:
             ConfigError: They cannot be read.
         """
         try:
-            tokens = encoder.encode([_given(each) for each in raw])[stream].to(self.on)
+            found = {stream: tokens.to(self.on) for stream, tokens in encode().items()}
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise ConfigError(f"this {modality} cannot be read: {error}") from error
-        if not torch.isfinite(tokens.values).all():
-            raise ConfigError(f"this {modality} holds values that are not finite")
-        return tokens
+            raise ConfigError(f"this {what} cannot be read: {error}") from error
+        if not all(torch.isfinite(tokens.values).all() for tokens in found.values()):
+            raise ConfigError(f"this {what} holds values that are not finite")
+        return found
 
 
 def _given(raw: object) -> Item:

@@ -70,6 +70,7 @@ def _check(config: RunConfig) -> Plan:
     from clients.resident import all_profiles, check_windows
     from clients.spec import model_spec, resting
     from hffm_flower.accelerator import check_gpu_share, choose_device
+    from hffm_flower.models.heads import HEADS, ClassHead
     from hffm_flower.models.parts import module_keys
     from strategies.planner import check_exchange
     from strategies.planting import schedule_of
@@ -82,6 +83,12 @@ def _check(config: RunConfig) -> Plan:
     for task in config.data.tasks:
         asks = spec_of(task)
         one_of("data set", asks.dataset, DATASETS, key="data.tasks")
+        one_of("head", asks.head, HEADS, key="data.tasks")
+        if issubclass(HEADS[asks.head], ClassHead) and not asks.answers:
+            raise ConfigError(
+                f"task {task!r} has head {asks.head!r} and no answers to choose from",
+                key="data.tasks",
+            )
         for modality in asks.required:
             if modality not in served:
                 raise ConfigError(
@@ -89,6 +96,13 @@ def _check(config: RunConfig) -> Plan:
                     f"served: {', '.join(served)}; encoders: " + ", ".join(known),
                     key="model.encoders",
                 )
+    if config.tree.memory_mib and (spec.adapter == "none" or not spec.layers):
+        raise ConfigError(
+            f"it is for what is trained in frozen layers, and adapter {spec.adapter!r} in backbone "
+            f"{spec.backbone!r} trains nothing there, so that it would have no effect; leave it "
+            "empty",
+            key="tree.memory-mib",
+        )
     choose_device(config.train.device)
     check_gpu_share(config.simulation.gpus_per_actor)
     OptimizerPolicy(config.server.optimizer)
@@ -124,10 +138,12 @@ def _check(config: RunConfig) -> Plan:
 
 
 def _check_memory(config: RunConfig, plan: Plan) -> None:
-    from hffm_flower.session.memory import check_budgets, check_machine
+    from hffm_flower.models.backbones import BACKBONES
+    from hffm_flower.session.memory import check_budgets, check_machine, estimates, machine
 
     check_budgets(config, plan)
-    check_machine(config, plan)
+    if config.model.backbone not in BACKBONES:  # these are small, and every start would wait
+        check_machine(machine(config), estimates(config, plan))
 
 
 def _check_turns(schedule: Schedule) -> None:

@@ -61,7 +61,7 @@ def load(folder: str | Path, node: str | None = None) -> Predictor:
             experts = [int(k.name) for k in state if k.kind is ModuleKind.EXPERT]
             needed = task_modules(key.name, has, spec, experts)
             if has.issuperset(TASKS[key.name].required) and set(needed) <= state.keys():
-                served[key.name] = has
+                served[key.name] = has - {TASKS[key.name].target}
     if not served:
         held = ", ".join(map(str, state)) or "none"
         raise OutputError(
@@ -135,7 +135,7 @@ def recompute(folder: str | Path) -> tuple[dict[str, object], dict[str, object]]
         )
     config = config_of(files)
     expected = _table(_table(saved["summary"]).get("expected"))
-    plan = check(config)
+    plan = check(config, fits=False)
     on = choose_device(config.train.device)
     torch.set_num_threads(1)
     reports = files.rounds()

@@ -83,7 +83,8 @@ class SeriesCsvSource(SeriesFolder, Source):
 
     def read(self, root: Path, rng: np.random.Generator) -> Annotated:
         """Read and cut every recording."""
-        self.find(root, *([self.csv] if "csv" in self.model_fields_set else ["."]))
+        if "csv" in self.model_fields_set:
+            self.find(root, self.csv)
         skipped = Skipped()
         examples: list[Example] = []
         windows: list[NDArray[np.float64]] = []

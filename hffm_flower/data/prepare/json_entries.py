@@ -36,7 +36,7 @@ def entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield name, cast("dict[str, Any]", text.value("{"))
                 position += 1
                 separator = text.next(f",{closing}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         place = f" (entry {name!r})" if name else ""
         raise ConfigError(

@@ -104,14 +104,14 @@ class Source(Section, ABC):
         """
 
     @classmethod
-    def find(cls, root: Path, *places: str) -> Path:
-        """The first of ``places`` below ``root`` that is there.
+    def find(cls, root: Path, *places: str, folder: bool = False) -> Path:
+        """The first of ``places`` below ``root`` that is there, a file or a ``folder``.
 
         Raises:
             ConfigError: None is.
         """
         for place in places:
-            if (root / place).exists():
+            if (root / place).is_dir() if folder else (root / place).is_file():
                 return root / place
         raise ConfigError(
             f"{str(root)!r} is not laid out as it must be: it has no {' nor '.join(places)}; it "

@@ -8,10 +8,11 @@ Vogiatzis 2018, arXiv 1810.09617). VizWiz-VQA: Gurari et al. 2018, arXiv 1802.08
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from hffm_flower.data.prepare.source import (
     one_line,
     read_annotations,
 )
+
+HALVES: Final = re.compile("[\ud800-\udfff]")
+"""Surrogates that JSON may have alone; no file can be written with one."""
 
 
 class Gqa(Source):
@@ -47,7 +51,7 @@ class Gqa(Source):
         train, val, testdev = (
             [f"{p}{s}_balanced_questions.json" for p in places] for s in ("train", "val", "testdev")
         )
-        images = self.find(root, "images", "allImages/images").relative_to(root)
+        images = self.find(root, "images", "allImages/images", folder=True).relative_to(root)
         skipped = Skipped()
 
         def examples(path: Path) -> Iterator[Example]:
@@ -75,7 +79,7 @@ class ArtVqa(Source):
     def read(self, root: Path, rng: np.random.Generator) -> Annotated:
         """Read the two files."""
         del rng  # the splits are the authors'
-        images = self.find(root, "SemArt/Images", "Images").relative_to(root)
+        images = self.find(root, "SemArt/Images", "Images", folder=True).relative_to(root)
         skipped = Skipped()
 
         def examples(path: Path) -> Iterator[Example]:
@@ -108,13 +112,13 @@ class VizWiz(Source):
 
         def examples(path: Path) -> Iterator[Example]:
             split = path.stem
-            images = self.find(root, split, f"Images/{split}", "Images").relative_to(root)
+            images = self.find(root, split, f"Images/{split}", "Images", folder=True)
             for name, one in read_annotations(
                 path, {"image": str, "question": str, "answers": list}
             ):
                 given = [a.get("answer") for a in one["answers"] if isinstance(a, dict)]
                 answer = majority(a for a in given if isinstance(a, str))
-                ref = f"{images}/{one['image']}"
+                ref = f"{images.relative_to(root)}/{one['image']}"
                 yield from _kept(name, answer, ref, one["question"], skipped)
 
         files = [self.find(root, f"Annotations/{s}.json", f"{s}.json") for s in ("train", "val")]
@@ -135,6 +139,8 @@ def _kept(name: str, answer: str, ref: str, question: str, skipped: Skipped) -> 
         skipped.add("no answer", name)
     elif not text:
         skipped.add("no text", name)
+    elif HALVES.search(answer + ref + text):
+        skipped.add("half a character", name)
     else:
         yield Example(answer, ref, text)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hffm_flower.data.dataset import Item
 from hffm_flower.errors import ConfigError
-from hffm_flower.models.architectures import ARCHITECTURES
+from hffm_flower.models.architectures import ARCHITECTURES, shape_of
 from hffm_flower.models.checkpoints import Checkpoint
 from hffm_flower.models.encoders.encoder import (
     Encoder,
@@ -260,12 +260,13 @@ def embeddings_of(modality: str, checkpoint: Checkpoint) -> type[Encoder]:
         ConfigError: A variant of the architecture that is not supported.
     """
     kind = EMBEDDINGS[modality][checkpoint.model_type]
-    width = ARCHITECTURES[checkpoint.model_type].shape(checkpoint).width
+    width = shape_of(checkpoint).width
     if modality == "text":
         config = checkpoint.config
         streams = {"text": Stream(min(MOST_WORDS, config.max_position_embeddings), width)}
     else:
-        patches = (checkpoint.config.image_size // checkpoint.config.patch_size) ** 2
+        with checkpoint.usable():
+            patches = (checkpoint.config.image_size // checkpoint.config.patch_size) ** 2
         streams = {"image": Stream(1 + patches, width), "image-grid": Stream(patches, width)}
     made = type(kind.__name__, (kind,), {"checkpoint": checkpoint, "streams": streams})
     return cast("type[Encoder]", made)

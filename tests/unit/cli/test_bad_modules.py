@@ -104,6 +104,17 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "backbone without layers": (
         [LORA, "model.backbone=small"], ["model.adapter", "'small'", "'lora'", "minilm-fusion"],
     ),
+    "memory for nothing": (
+        ["model.backbone=small", "tree.memory-mib=4"],
+        ["tree.memory-mib", "adapter 'bottleneck' in backbone 'small'", "no effect"],
+    ),
+    "memory without adapters": (
+        ["model.adapter=none", "tree.memory-mib=4"], ["tree.memory-mib", "'none'", "no effect"],
+    ),
+    "backbone of no name": (["model.backbone=hf:"], ["model.backbone", "hf:OWNER/NAME"]),
+    "encoder of no name": (
+        ["model.encoders=image=hf: text=minilm sensor=patches"], ["model.encoders", "hf:FOLDER"],
+    ),
     "every modality dropped": (
         ["train.modality-dropout=1.0"], ["train.modality-dropout", "'1.0'", "less than 1"],
     ),

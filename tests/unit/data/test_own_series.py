@@ -39,7 +39,7 @@ def test_recordings_are_cut_into_windows(folder: Path) -> None:
     assert own.profile(2).tasks == {"tiny-move": 14}
     assert own.profile(2).tests == {"tiny-move": 4}  # two of nine recordings
     assert own.skipped() == {"tiny-move": {"unknown answer": 2}}
-    assert data.skipped.lines() == ["2 unknown answer: r9.csv ('Jump'), r9.csv ('Jump')"]
+    assert data.skipped.lines() == ["2 unknown answer: r9.csv ('Jump')"]
     train = windows(data)
     assert train.shape == (14, 5, 3)
     # The brighter channel tells the answer.

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from hffm_flower.data.prepare import SOURCES, Prepared, Wanted, prepare
+from hffm_flower.errors import ConfigError
 from hffm_flower.tasks import TASKS
 from tests.support.official_data import (
     TEN,
@@ -159,6 +160,58 @@ def test_what_is_not_used_of_the_annotations_is_counted(tasks: Path, tmp_path: P
     found[0]["answers"], found[1]["question"] = [{"answer": "?"}], " \n"
     path.write_text(json.dumps(found))
     assert prepare("vizwiz", root, wanted=SOME).skipped.counts == {"no answer": 1, "no text": 1}
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
+
+
+def test_names_and_texts_that_no_file_can_hold_are_counted(tasks: Path, tmp_path: Path) -> None:
+    root = make_gqa(tmp_path / "in")
+
+    def spoil(found: dict[str, Any]) -> None:
+        entries = [one for one in found.values() if one["answer"].lower() == "yes"][:3]
+        entries[0]["question"] = "half \ud83d?"
+        entries[1]["imageId"] = "half\udc00"
+        entries[2]["imageId"] = "x" * 5000
+        found["\ud800"] = {**entries[0], "question": " "}
+
+    changed(root / "train_balanced_questions.json", spoil)
+    made = prepare("gqa", root, wanted=Wanted(("yes", "no"), {"train": 13, "test": 2}))
+    assert made.skipped.counts == {"half a character": 2, "no text": 1}
+    assert made.skipped.lines()[1] == "1 no text: \\ud800"
+    assert made.unusable.counts == {"unreadable file": 1}
+
+
+def test_a_picture_of_many_questions_is_named_once(tasks: Path, tmp_path: Path) -> None:
+    root = make_gqa(tmp_path / "in")
+
+    def ask_again(found: dict[str, Any]) -> None:
+        one = next(one for one in found.values() if one["answer"].lower() == "yes")
+        one["imageId"] = "gone"
+        found.update({f"again{i}": one for i in range(3)})
+
+    changed(root / "train_balanced_questions.json", ask_again)
+    made = prepare("gqa", root, wanted=Wanted(("yes", "no"), {"train": 20, "test": 2}))
+    assert made.unusable.lines() == ["4 missing file: images/gone.jpg"]
+
+
+def test_nesting_without_end_and_a_file_of_pictures_are_refused(
+    tasks: Path, tmp_path: Path
+) -> None:
+    root = make_gqa(tmp_path / "in")
+    path = root / "train_balanced_questions.json"
+    whole = path.read_text()
+    path.write_text('{"deep": {"a": ' + "[" * 200_000 + "]" * 200_000 + "}}")
+    with pytest.raises(ConfigError, match=r"cannot be read \(entry 'deep'\): maximum recursion"):
+        prepare("gqa", root, wanted=SOME)
+    path.write_text(whole)
+    (root / "images").rename(root / "elsewhere")
+    (root / "images").write_text("no folder")
+    with pytest.raises(ConfigError, match="has no images nor allImages/images"):
+        prepare("gqa", root, wanted=SOME)
 
 
 def test_a_column_says_what_is_for_testing(tasks: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from hffm_flower.data.dataset import Item, text_item
+from hffm_flower.errors import ConfigError
 from hffm_flower.models.adapters import Untuned
 from hffm_flower.models.backbones import backbone_of
 from hffm_flower.models.encoders import encoder_type
-from hffm_flower.models.encoders.encoder import Tokens
+from hffm_flower.models.encoders.encoder import Tokens, Weights
 from hffm_flower.seeding import generator
-from tests.support.checkpoints import SIDE
+from tests.support.checkpoints import SIDE, change_config
 from tests.support.fused_checkpoints import FUSED
 
 CPU = torch.device("cpu")
@@ -121,3 +123,35 @@ def test_a_prefix_and_the_rest_are_the_whole(kind: str, made: Callable[[str], st
         rest = family.fuse(frozen, [Untuned()] * (len(family.layers) - count), states, mask)
         assert torch.equal(rest[0], whole[0])
         assert torch.equal(rest[1], whole[1])
+
+
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+@pytest.mark.parametrize("kind", sorted(FUSED))
+def test_embeddings_and_layers_come_with_any_weights(
+    kind: str, weights: Weights, made: Callable[[str], str]
+) -> None:
+    name = made(kind)
+    words = encoder_type("text", name)(weights, 0, CPU).encode(TEXTS)["text"]
+    family = backbone_of(name)
+    pooled, _ = family.fuse(
+        family.load_frozen(weights, 0), [Untuned()] * len(family.layers), words.values, words.mask
+    )
+    assert pooled.shape == (len(TEXTS), family.width)
+    assert torch.isfinite(pooled).all()
+
+
+@pytest.mark.parametrize("value", [0, -1, 5])
+@pytest.mark.parametrize("what", ["heads", "layers"])
+@pytest.mark.parametrize("kind", sorted(FUSED))
+def test_sizes_that_cannot_be_are_refused(
+    kind: str, what: str, value: int, made: Callable[[str], str], tmp_path: Path
+) -> None:
+    """Five heads do not divide the width; five layers are more than have weights."""
+    folder = Path(shutil.copytree(made(kind).removeprefix("hf:"), tmp_path / kind))
+    named = {"heads": ("n_head", "num_attention_heads"), "layers": ("n_layer", "num_hidden_layers")}
+    change_config(folder, **{named[what][kind != "gpt2"]: value})
+    with pytest.raises(ConfigError, match=str(folder)):
+        backbone_of(f"hf:{folder}").load_frozen("pretrained", 0)
+    if value < 1:
+        with pytest.raises(ConfigError, match=str(folder)):
+            encoder_type("text", f"hf:{folder}")

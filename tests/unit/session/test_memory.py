@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -16,12 +17,15 @@ from hffm_flower.cli import memory as command
 from hffm_flower.cli.app import app
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError
+from hffm_flower.models.encoders import encoder_type
 from hffm_flower.models.footprint import Living
-from hffm_flower.session import memory
+from hffm_flower.session import memory, preflight
 from hffm_flower.session.memory import Machine, estimates
 from hffm_flower.session.preflight import check
+from hffm_flower.tasks import PACKAGED
 from tests.support import fused, tiny
-from tests.support.checkpoints import make_vilt
+from tests.support.checkpoints import WIDTH, make_vilt
+from tests.support.fused_checkpoints import FUSED
 
 CPU = torch.device("cpu")
 
@@ -141,7 +145,10 @@ def test_a_model_that_does_not_fit_the_machine_is_refused(
     ):
         check(config)
     check(config, fits=False)
-    check(tiny_backbone(config))  # packaged backbones are not asked
+    packaged = tiny_backbone(config)
+    plan = check(packaged)  # packaged backbones are not asked when a run starts
+    with pytest.raises(ConfigError, match="2 processes"):
+        memory.check_machine(memory.machine(packaged), estimates(packaged, plan))
 
 
 def tiny_backbone(config: RunConfig) -> RunConfig:
@@ -169,6 +176,62 @@ def test_the_command_shows_it_and_ends_badly_where_it_does_not_fit(
     refused = CliRunner().invoke(app, ["plan-memory", str(file)])
     assert isinstance(refused.exception, ConfigError)
     assert "AdamW" in refused.output
+
+
+EVERY = " ".join(PACKAGED)
+SMALL: Mapping[str, object] = {
+    "tree__devices": 4, "tree__edges": 2, "data__tasks": EVERY, "data__full_modality_share": 1.0,
+    "data__min_tasks": 1, "data__max_tasks": 8, "data__train_per_answer": 4,
+    "data__test_per_answer": 2, "model__backbone": "small", "train__device": "cpu",
+}  # fmt: skip
+
+
+def test_every_packaged_task_has_an_estimate(tmp_path: Path) -> None:
+    base = RunConfig().with_values(**SMALL, paths__cache=str(tmp_path / "cache"))
+    found = estimates(base, check(base))
+    assert {task for each in found for task in each.tasks} == set(EVERY.split())
+    assert all(each.step.total > 0 for each in found)
+
+
+def test_a_retrieval_task_has_an_estimate_on_a_checkpoint(tmp_path: Path) -> None:
+    backbone = FUSED["gpt2"](tmp_path / "gpt2")
+    base = RunConfig().with_values(**SMALL, paths__cache=str(tmp_path / "cache"))
+    config = base.with_values(
+        data__tasks="emoji-retrieval", model__backbone=f"hf:{backbone}",
+        model__encoders=f"image=lite0 text=hf:{backbone}",
+    )  # fmt: skip
+    (found,) = estimates(config, plan := check(config))
+    shape = encoder_type("image", "lite0").streams["image"]
+    read, target = shape.tokens * (4 * shape.width + 1), 4 * WIDTH
+    assert found.tokens == max(  # training knows the right text alone, a test has 20
+        p.tasks["emoji-retrieval"] * (read + target)
+        + p.tests["emoji-retrieval"] * (read + 20 * target)
+        for p in plan.profiles
+    )
+    assert found.step.total > 0
+
+
+def test_a_batch_is_no_larger_than_the_devices_examples(vilt: Path, tmp_path: Path) -> None:
+    config = fused.settings(tmp_path, vilt)
+    most = max(sum(p.tasks.values()) for p in check(config).profiles)
+    exact = said(config.with_values(train__batch_size=most))
+    assert said(config.with_values(train__batch_size=10 * most)).step == exact.step
+
+
+def test_the_command_has_the_options_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[RunConfig] = []
+
+    def stop(config: RunConfig, **_: object) -> NoReturn:
+        asked.append(config)
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr(preflight, "check", stop)
+    words = "--preset small --encoders random --method star"
+    CliRunner().invoke(app, ["plan-memory", *words.split()])
+    (config,) = asked
+    assert (config.model.backbone, config.model.weights, config.method) == (
+        "small", "random", "star",
+    )  # fmt: skip
 
 
 def _toml(value: object) -> str:

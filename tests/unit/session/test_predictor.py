@@ -13,6 +13,7 @@ from hffm_flower.config import RunConfig
 from hffm_flower.data.watch import frame
 from hffm_flower.errors import ConfigError
 from hffm_flower.models.multimodal import MultimodalModel
+from hffm_flower.models.parts import module_keys
 from hffm_flower.session.predictor import Predictor
 from hffm_flower.tasks import TASKS
 
@@ -87,3 +88,22 @@ def test_other_windows_are_refused(model: Predictor) -> None:
         model.predict("watch-forecast", sensor=WINDOW[:90])
     with pytest.raises(ConfigError, match="'watch-forecast' needs sensor"):
         model.predict("watch-forecast")
+
+
+def test_what_the_model_was_trained_without_is_refused() -> None:
+    tasks = ("emojivqa10", "emoji-retrieval")
+    config = RunConfig().with_values(
+        model__backbone="small", model__weights="random", train__device="cpu",
+        data__tasks=" ".join(tasks),
+    )  # fmt: skip
+    cpu = torch.device("cpu")
+    frozen = frozen_layers(config, cpu)
+    seeing = Predictor(config, MultimodalModel(model_spec(config), tasks, ("image",), frozen), cpu)
+    assert seeing.predict("emojivqa10", image=PICTURE) in TASKS["emojivqa10"].answers
+    with pytest.raises(ConfigError, match=r"'emojivqa10' from image and text: .* without text"):
+        seeing.predict("emojivqa10", image=PICTURE, text="is it food?")
+    spec = model_spec(config)
+    keys = module_keys(tasks, ("image",), spec)
+    both = MultimodalModel(spec, tasks, ("image", "text"), frozen, keys=keys)
+    with pytest.raises(ConfigError, match="without projector/text"):
+        Predictor(config, both, cpu).predict("emojivqa10", image=PICTURE, text="is it food?")
