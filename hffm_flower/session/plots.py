@@ -22,6 +22,8 @@ from hffm_flower.runfiles import RunFiles
 from hffm_flower.session.pictures import save_picture
 from hffm_flower.session.preflight import Plan, check
 
+FEW = 5
+"""Lines whose names have room among them; more are named beside the axes."""
 TIER_COLOURS: Mapping[str, str] = {"cloud": "#1f4e79", "edge": "#d1762b", "device": "#5b8c5a"}
 
 
@@ -58,8 +60,10 @@ def draw_curves(files: RunFiles, plan: Plan | None = None) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in (left, middle):
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, framealpha=0.85, edgecolor="none", loc="lower right")
+        if found := len(axes.get_legend_handles_labels()[0]):
+            beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+            place = {"loc": "lower right"} if found <= FEW else beside
+            axes.legend(fontsize=8, framealpha=0.85, edgecolor="none", **place)
     figure.suptitle(
         f"{config.method}: {config.tree.devices} devices, {len(plan.groups)} clusters, "
         f"{config.model.backbone}, seed {config.seed}", fontsize=10,

