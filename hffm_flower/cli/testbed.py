@@ -56,9 +56,9 @@ def bed_command(
     console = Console()
     chosen = options.configure(topology, base=SMOKE if smoke else None, sets=sets)
     with console.status("checking settings, assets and data"):
-        from hffm_flower.session.deployment import check_deployable
+        from hffm_flower.session.folders import take_folder
         from hffm_flower.session.preflight import check
-        from hffm_flower.session.run import take_folder
+        from hffm_flower.session.serving import check_deployable
         from hffm_flower.testbed.namespaces import check_allowed
         from hffm_flower.testbed.plot import draw_times
         from hffm_flower.testbed.run import run_scenario, shape_containers
