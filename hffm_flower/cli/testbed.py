@@ -115,16 +115,16 @@ def bed_command(
             console.print(messages_table(outcome.messages))
         if outcome.carried is not None:
             console.print(emulator_cost(outcome.carried), highlight=False)
-    _tell(console, outcomes)
-    console.print(f"results in [bold]{root}[/]")
+    _tell(console, outcomes, root)
 
 
-def _tell(console: Console, outcomes: Sequence[Outcome]) -> None:
+def _tell(console: Console, outcomes: Sequence[Outcome], root: Path) -> None:
     """What came of each scenario, and why some failed."""
     console.print(outcomes_table(outcomes))
     for outcome in outcomes:
         if outcome.reason:
             console.print(f"{outcome.scenario or 'the run'} failed: {outcome.reason}", style="red")
+    console.print(f"results in [bold]{root}[/]")
 
 
 class BedDisplay(TreeDisplay):
