@@ -56,9 +56,11 @@ def bed_command(
     console = Console()
     chosen = options.configure(topology, base=SMOKE if smoke else None, sets=sets)
     with console.status("checking settings, assets and data"):
-        from hffm_flower.session.deployment import check_deployable
+        from hffm_flower.session.folders import take_folder
         from hffm_flower.session.preflight import check
-        from hffm_flower.session.run import take_folder
+        from hffm_flower.session.serving import check_deployable
+        from hffm_flower.testbed.containers import find_containers
+        from hffm_flower.testbed.hosts import check_scratch, nodes_of
         from hffm_flower.testbed.namespaces import check_allowed
         from hffm_flower.testbed.plot import draw_times
         from hffm_flower.testbed.run import run_scenario, shape_containers
@@ -66,6 +68,7 @@ def bed_command(
         from hffm_flower.tree import plant
 
         check_allowed()
+        check_scratch()
         try:
             check_deployable(chosen)
             network = plant(chosen)
@@ -79,6 +82,8 @@ def bed_command(
                 f"--docker: {scenario} holds {len(scenarios)} scenarios; one run of the containers "
                 "can have one"
             )
+        if docker is not None:
+            find_containers(docker, nodes_of(network))
         plan = check(chosen)
         root = out.expanduser() if out else Path("runs") / time.strftime("testbed-%Y%m%d-%H%M%S")
         folders = {name: take_folder(chosen, root / name, origin="--out") for name in scenarios}
@@ -110,6 +115,11 @@ def bed_command(
             console.print(messages_table(outcome.messages))
         if outcome.carried is not None:
             console.print(emulator_cost(outcome.carried), highlight=False)
+    _tell(console, outcomes, root)
+
+
+def _tell(console: Console, outcomes: Sequence[Outcome], root: Path) -> None:
+    """What came of each scenario, and why some failed."""
     console.print(outcomes_table(outcomes))
     for outcome in outcomes:
         if outcome.reason:

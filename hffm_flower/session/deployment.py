@@ -82,6 +82,7 @@ class Tree:
         self._hosts.begin(processes)
         self._online: dict[str, int] = {}
         self._shown = 0
+        self._at_work = False
         self._done: dict[int, int] = {}
         self._tasks = task_facts(config.data.tasks, plan.profiles)
         clusters = () if config.flat else plan.groups
@@ -148,6 +149,7 @@ class Tree:
                 raise HffmError(f"the cloud is lost: {self.cloud.lost}")
             if run_id is None and self.cloud.ready() and self._may_begin(now - began):
                 run_id = self.flwr.run(CLOUD, self._cloud_settings())
+                self._at_work = True
                 log.info("cloud: run %d handed in", run_id)
                 asked = time.monotonic()
             elif run_id is not None and now - asked > STATUS_S:
@@ -208,7 +210,9 @@ class Tree:
         return (len(running), online, self._shown, run_id, tuple(e.run_id for e in self.edges))
 
     def begun(self) -> dict[str, int]:
-        """The edge round that every edge is in; without edges, the cloud."""
+        """The edge round that every edge is in; without edges, the cloud; 0: no run yet."""
+        if not self._at_work:
+            return dict.fromkeys([f"edge/{i}" for i in range(len(self.edges))] or [CLOUD], 0)
         if not self.edges:
             return {CLOUD: len(self._rounds()) + 1}
         return {f"edge/{i}": self._edge_round(i) for i in range(len(self.edges))}

@@ -9,7 +9,10 @@ from typing import Protocol
 from hffm_flower.session.processes import Processes, free_addresses, listening
 
 Begun = Mapping[str, int]
-"""Edge, as ``edge/1``, or ``cloud`` in a tree without edges -> the edge round it is in."""
+"""Edge, as ``edge/1``, or ``cloud`` in a tree without edges -> the edge round it is in.
+
+0: no run is at work yet.
+"""
 
 
 class Hosts(Protocol):

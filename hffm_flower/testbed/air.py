@@ -37,13 +37,15 @@ class Air:
         self._set: dict[Ends, Quality] = {}
         self._from_s: dict[int, float] = {}
         self._active: frozenset[int] = frozenset()
-        edges = range(network.topology.edges)
-        self.follow({f"{EDGE}/{edge}": FIRST for edge in edges})
+        self.follow({})
 
     def follow(self, begun: Begun) -> None:
-        """Let the links be those of these edge rounds; call it about twice a second."""
+        """Let the links be those of these edge rounds; call it about twice a second.
+
+        Until the run is at work all are in round 0: the channel is that of `FIRST`, without faults.
+        """
         self._redraw(begun)
-        self._hit(max(begun.values(), default=FIRST))
+        self._hit(max(begun.values(), default=0))
         wanted = dict(self._model)
         for number in sorted(self._active):
             fault = self._scenario[number]
@@ -62,7 +64,7 @@ class Air:
     def _redraw(self, begun: Begun) -> None:
         """The channel of a cluster's edge round; in a tree without edges all are in the same."""
         for edge in range(self._network.topology.edges):
-            t = begun.get(f"{EDGE}/{edge}", max(begun.values(), default=FIRST))
+            t = max(FIRST, begun.get(f"{EDGE}/{edge}", max(begun.values(), default=FIRST)))
             if self._rounds.get(edge) != t:
                 self._rounds[edge] = t
                 self._model |= cell_links(self._network, edge, t)

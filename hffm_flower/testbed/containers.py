@@ -6,6 +6,7 @@ stay as they are. When the emulator ends the devices go, and their routes with t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from typing import Any, Final
 from hffm_flower.errors import ConfigError, HffmError, ModuleError
 from hffm_flower.ledger import DEVICE, EDGE, node_of
 from hffm_flower.testbed.control import Control
+from hffm_flower.testbed.inside import open_folder, read_file, round_of
 from hffm_flower.testbed.namespaces import INTERFACE, MTU, Namespace, tcp_of_routes
 
 log = logging.getLogger(__name__)
@@ -58,20 +60,30 @@ def find_containers(project: str, nodes: Sequence[str]) -> dict[str, Container]:
     Raises:
         ConfigError: There is no Docker, or one of the nodes is not at work.
     """
-    if shutil.which("docker") is None:
-        raise ConfigError("--docker: there is no program 'docker'")
-    ids = _docker("ps", "-q", "--filter", f"label={PROJECT}={project}").split()
-    found: dict[str, Container] = {}
-    for told in json.loads(_docker("inspect", *ids)) if ids else []:
-        node = told["Config"]["Labels"][SERVICE].removeprefix("gpu-").replace("-", "/")
-        if node in nodes:
-            found[node] = _container(told)
+    found = at_work(project, nodes)
     missing = [node for node in nodes if node not in found]
     if missing:
         raise ConfigError(
             f"--docker {project}: no container at work for {', '.join(missing)}; start the "
             "project with the settings of this topology (docker-compose up)"
         )
+    return found
+
+
+def at_work(project: str, nodes: Sequence[str]) -> dict[str, Container]:
+    """As `find_containers`, without nodes whose container is away or starts again just now.
+
+    Raises:
+        ConfigError: There is no Docker, or it cannot tell.
+    """
+    if shutil.which("docker") is None:
+        raise ConfigError("--docker: there is no program 'docker'")
+    ids = _docker("ps", "-q", "--filter", f"label={PROJECT}={project}").split()
+    found: dict[str, Container] = {}
+    for told in json.loads(_docker("inspect", *ids)) if ids else []:
+        node = told["Config"]["Labels"][SERVICE].removeprefix("gpu-").replace("-", "/")
+        if node in nodes and told["State"]["Pid"]:  # 0: it is between two lives
+            found[node] = _container(told)
     return found
 
 
@@ -110,26 +122,52 @@ class Attached:
         self._project, self._nodes, self._control = project, nodes, control
         self._tcp = tcp_of_routes()
         self.containers: dict[str, Container] = {}
-        self.refresh()
+        self._rounds: dict[str, int] = {}
+        for node, why in self._attach(find_containers(project, nodes)).items():
+            raise ConfigError(f"--docker {project}: {node} cannot be attached: {why}") from why
         self._timed_before = {node: len(text) for node, text in self._timings().items()}
 
     def refresh(self) -> None:
-        """Attach those that are new, and let all find their way to them."""
-        now = find_containers(self._project, self._nodes)
+        """Attach those that are new, and let all find their way to them.
+
+        One that is away, or goes while it is looked at, has its turn at the next call.
+        """
+        try:
+            now = at_work(self._project, self._nodes)
+        except HffmError as error:  # also: one has gone between two questions
+            log.warning("containers are looked for again: %s", error)
+            return
+        for node, why in self._attach(now).items():
+            log.warning("%s is attached later: %s", node, why)
+
+    def _attach(self, now: Mapping[str, Container]) -> dict[str, OSError | HffmError]:
+        """Attach those that are new; why some could not be."""
+        failed: dict[str, OSError | HffmError] = {}
         fresh = {node: c for node, c in now.items() if self.containers.get(node) != c}
         for node, container in fresh.items():
-            with Namespace(container.pid) as space:
-                device = space.open_tun()
-                try:
-                    space.ip([f"link set {INTERFACE} up mtu {MTU}"])
-                    self._control.attach(node, container.addresses.values(), device)
-                finally:
-                    os.close(device)
-            log.info("%s is attached, process %d", node, container.pid)
+            try:
+                with Namespace(container.pid) as space:
+                    device = space.open_tun()
+                    try:
+                        space.ip([f"link set {INTERFACE} up mtu {MTU}"])
+                        self._control.attach(node, container.addresses.values(), device)
+                    finally:
+                        os.close(device)
+            except (OSError, HffmError) as error:
+                failed[node] = error
+            else:
+                log.info("%s is attached, process %d", node, container.pid)
         if fresh:
-            for container in now.values():
-                self._route(container, [c for c in now.values() if c is not container])
-        self.containers = now
+            for node, container in now.items():
+                if node in failed:
+                    continue
+                try:
+                    self._route(container, [c for c in now.values() if c is not container])
+                except (OSError, HffmError) as error:
+                    failed[node] = error
+                    self._control.detach(node)  # its device goes, so that it can have a new one
+        self.containers = {node: c for node, c in now.items() if node not in failed}
+        return failed
 
     def _route(self, container: Container, others: Sequence[Container]) -> None:
         lines = [
@@ -143,25 +181,40 @@ class Attached:
             space.ip(lines)
 
     def begun(self) -> dict[str, int] | None:
-        """The edge round that each edge is in; None while no run is at work."""
-        from strategies.edge_state import saved_round
+        """The edge round that each edge is in; None while no run is at work.
 
-        rounds: dict[str, int] = {}
-        seen = False
-        for node, container in self.containers.items():
-            if node_of(node)[0] != EDGE:
-                continue
-            files = (container.root / container.cache.lstrip("/") / STATE).glob(
-                f"*/{node.replace('/', '-')}.safetensors"
-            )
-            rounds[node] = 1
-            for path in files:
-                try:
-                    rounds[node] = max(rounds[node], saved_round(path) + 1)
-                    seen = True
-                except ModuleError:
-                    continue  # it was removed: the edge has ended
-        return rounds if seen else None
+        An edge has a state from the end of its first edge round on; until then it is in round 0
+        here. One that is away is where it was, unless all containers are away.
+        """
+        if not self.containers:
+            return None
+        for node in self._nodes:
+            if node_of(node)[0] == EDGE:
+                with contextlib.suppress(OSError):  # it is away
+                    self._rounds[node] = self._round(node)
+        return dict(self._rounds) if any(self._rounds.values()) else None
+
+    def _round(self, node: str) -> int:
+        """Of an edge; 0: it has no run.
+
+        Raises:
+            OSError: It is away.
+        """
+        if node not in self.containers:
+            raise FileNotFoundError(f"{node} is away")
+        root, cache = self.containers[node].root, self.containers[node].cache
+        os.stat(root)
+        try:
+            with open_folder(root, f"{cache}/{STATE}") as folder:
+                runs = os.listdir(folder)
+        except OSError:
+            return 0  # it has had no run yet
+        found = 0
+        for run in runs:
+            with contextlib.suppress(OSError, ModuleError):  # it was removed: the edge has ended
+                path = f"{cache}/{STATE}/{run}/{node.replace('/', '-')}.safetensors"
+                found = max(found, round_of(root, path) + 1)
+        return found
 
     def timings(self, folder: Path) -> None:
         """Copy what devices have timed since they were attached into a folder."""
@@ -171,5 +224,9 @@ class Attached:
             (folder / f"{node.replace('/', '-')}.jsonl").write_bytes(ours)
 
     def _timings(self) -> dict[str, bytes]:
-        paths = {n: c.root / TIMINGS for n, c in self.containers.items() if node_of(n)[0] == DEVICE}
-        return {node: path.read_bytes() for node, path in paths.items() if path.exists()}
+        found = {}
+        for node, container in self.containers.items():
+            if node_of(node)[0] == DEVICE:
+                with contextlib.suppress(OSError):  # it times nothing, or is away
+                    found[node] = read_file(container.root, TIMINGS)
+        return found

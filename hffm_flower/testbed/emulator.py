@@ -158,7 +158,9 @@ class Emulator:
             ready, _, _ = select.select([control, *sources], [], [], max(0.0, wait_s))
             for source in ready:
                 if source != control:
-                    self._read(source, sources[source])
+                    if not self._read(source, sources[source]):
+                        sources = self._sources()
+                        break
                     continue
                 if not self._obey():
                     return
@@ -168,18 +170,20 @@ class Emulator:
     def _sources(self) -> dict[int, str]:
         return {device: node for node, device in self.switch.devices.items()}
 
-    def _read(self, device: int, node: str) -> None:
+    def _read(self, device: int, node: str) -> bool:
+        """Carry what has come from a node; False: its device is gone."""
         now_s = time.monotonic()
         for _ in range(BATCH):
             try:
                 packet = os.read(device, PACKET_BYTES)
             except BlockingIOError:
-                return
+                return True
             except OSError:  # its interface is down, or its node gone
                 self.switch.detach(node)
-                return
+                return False
             self._packets += 1
             self.switch.carry(now_s, node, packet)
+        return True
 
     def _obey(self) -> bool:
         """Carry out one order and answer it; False: the other end is gone."""

@@ -6,12 +6,13 @@ import contextlib
 import itertools
 import logging
 import os
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
 
-from hffm_flower.errors import HffmError
+from hffm_flower.errors import ConfigError, HffmError
 from hffm_flower.ledger import CLOUD, DEVICE, EDGE
 from hffm_flower.session.hosts import Begun
 from hffm_flower.session.processes import Processes, Program, listening
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 FIRST_PORT: Final = 8000
 EMULATOR: Final = "emulator"
+SOCKET: Final = "emulator.sock"
+LONGEST_TMP: Final = 107 - len(f"/hffm-tree-12345678/{SOCKET}")
+"""Of the folder of temporary files; a socket's name may have 107 letters [byte]."""
 A_NET: Final = 250
 """Nodes in one 10.77.N.0/24; all of them are in 10.77.0.0/16."""
 
@@ -38,9 +42,23 @@ def nodes_of(network: Network) -> list[str]:
     ]  # fmt: skip
 
 
+def check_scratch() -> None:
+    """See whether the emulator's socket can have a name where temporary files are.
+
+    Raises:
+        ConfigError: The folder's name is too long for that.
+    """
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) > LONGEST_TMP:
+        raise ConfigError(
+            f"TMPDIR: {folder!r} has {len(os.fsencode(folder))} letters; sockets below it can have "
+            f"no names; allowed: up to {LONGEST_TMP}"
+        )
+
+
 def start_emulator(processes: Processes, seed: int) -> Control:
     """Start the emulator among the programs of a tree."""
-    path = processes.scratch / "emulator.sock"
+    path = processes.scratch / SOCKET
     processes.start(Program(EMULATOR, command(path, seed), restarts=0, last=True))
     return Control(path)
 

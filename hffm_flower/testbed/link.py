@@ -90,10 +90,18 @@ class Pipe:
         self._flying: deque[tuple[float, bytes]] = deque()
         self._waiting_bytes = 0
         self._free_s = self._last_s = -math.inf
+        self._sent_bits = 0.0  # of the first that waits
 
     def change(self, now_s: float, quality: Quality) -> None:
-        """From now on do this; what waits leaves by the new rate, what flies goes on."""
+        """From now on do this; what waits leaves by the new rate, what flies goes on.
+
+        Of a packet that is on the air, the rest is sent at the new rate.
+        """
         self._advance(now_s)
+        if self._waiting:
+            since_s = max(self._waiting[0][0], self._free_s)
+            self._sent_bits += max(0.0, now_s - since_s) * self.quality.rate_bit_s
+        self._free_s = max(self._free_s, now_s)
         self.quality = quality
 
     def push(self, now_s: float, packet: bytes) -> None:
@@ -133,14 +141,15 @@ class Pipe:
         """When the first that waits has left."""
         came_s, packet = self._waiting[0]
         rate = self.quality.rate_bit_s
-        return max(came_s, self._free_s) + (8 * len(packet) / rate if rate else math.inf)
+        left = max(0.0, 8 * len(packet) - self._sent_bits)
+        return max(came_s, self._free_s) + (left / rate if rate else math.inf)
 
     def _advance(self, now_s: float) -> None:
         quality, waiting = self.quality, self._waiting
         while waiting and (leaves_s := self._leaves_s()) <= now_s:
             _, packet = waiting.popleft()
             self._waiting_bytes -= len(packet)
-            self._free_s = leaves_s
+            self._free_s, self._sent_bits = leaves_s, 0.0
             if quality.loss and self._draws.random() < quality.loss:
                 self.counters.lost += 1
                 continue

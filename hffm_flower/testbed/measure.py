@@ -9,6 +9,7 @@ did not have to wait for it are compared with the model.
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -20,9 +21,14 @@ from hffm_flower.ledger import DEVICE, EDGE, LinkClass, link_between
 from hffm_flower.testbed.shaping import modelled_s
 from hffm_flower.wireless.network import Network
 
+log = logging.getLogger(__name__)
+
 PROMPT_S: Final = 0.05
 """A receiver that is ready so soon does not count as one that was waited for [s]."""
 DIRECTIONS: Final = {"pulled": LinkClass.DOWNLINK, "pushed": LinkClass.UPLINK}
+
+MALFORMED: Final = (HffmError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What comes of a line that no device would write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,38 +108,45 @@ class Summary:
 def read_timings(folder: Path, network: Network) -> list[Timed]:
     """All messages that devices have timed, in the order of their edge rounds.
 
-    Raises:
-        HffmError: A file is damaged.
+    Lines that are none of theirs are left out: devices are not trusted to write well.
     """
     sent: list[Timed] = []
-    ready: dict[tuple[int, int, int, int, int], float] = {}
+    ready: dict[tuple[int, ...], float] = {}
     peers: list[tuple[int, Mapping[str, Any]]] = []
     for path in sorted(folder.glob("*.jsonl")):
         device = int(path.stem.rpartition("-")[2])
         for line in _lines(path):
-            if line["kind"] == "peers":
-                peers.append((device, line))
-                ready |= {(device, line["t"], *turn): at_s for *turn, at_s in line["ready"]}
-            elif line["bytes"]:
-                sent.append(_over_flower(network, device, line))
+            try:
+                if line["kind"] == "peers":
+                    turns = {(device, line["t"], *turn): at_s for *turn, at_s in line["ready"]}
+                    peers.append((device, line))
+                    ready |= turns
+                elif line["bytes"]:
+                    sent.append(_over_flower(network, device, line))
+            except MALFORMED as error:
+                log.warning("%s: a line is left out: %r", path, error)
     for device, line in peers:
-        sent += _among_peers(network, device, line, ready)
+        try:
+            sent += list(_among_peers(network, device, line, ready))
+        except MALFORMED as error:
+            log.warning("device %d: a line is left out: %r", device, error)
     return sorted(sent, key=lambda message: (message.t, message.link, message.src, message.dst))
 
 
 def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, text in enumerate(lines, start=1):
+    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            yield json.loads(text)
-        except ValueError as error:
-            if number < len(lines):  # the last one may have been cut short by a kill
-                raise HffmError(f"{path}, line {number}: {error}") from error
+            line = json.loads(text)
+        except (ValueError, RecursionError) as error:  # a kill may have cut it short
+            log.warning("%s, line %d is left out: %s", path, number, error)
+            continue
+        if isinstance(line, dict):
+            yield line
 
 
 def _among_peers(
     network: Network, device: int, line: Mapping[str, Any],
-    ready: Mapping[tuple[int, int, int, int, int], float],
+    ready: Mapping[tuple[int, ...], float],
 ) -> Iterator[Timed]:  # fmt: skip
     t = int(line["t"])
     for phase, segment, step, dst, size, began_s, ended_s in line["sent"]:

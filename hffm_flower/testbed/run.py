@@ -42,21 +42,26 @@ def run_scenario(
     A run that fails is an outcome.
 
     Raises:
-        Interrupted: The user asked to stop.
+        Interrupted: The user asked to stop; what was done until then is written.
     """
     network, reason = plant(config), ""
+    stopped: Interrupted | KeyboardInterrupt | None = None
     timings = files.root / TIMINGS
     with NamespaceHosts(network, scenario, timings) as hosts:
         try:
             up(config, plan, files, show, Kind(insecure=insecure, hosts=hosts))
-        except Interrupted:
-            raise
+        except (Interrupted, KeyboardInterrupt) as error:
+            stopped, reason = error, str(error) or "stopped on request"
         except HffmError as error:
             reason = str(error)
         events = hosts.air.events if hosts.air else []
+    if stopped is not None and not files.has_result():
+        raise stopped
     messages = read_timings(timings, network) if timings.exists() else []
     outcome = Outcome.of_run(name, files, reason, messages, hosts.carried)
     outcome.write(scenario, events)
+    if stopped is not None:
+        raise stopped
     return outcome
 
 

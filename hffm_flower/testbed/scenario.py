@@ -14,6 +14,7 @@ A file holds scenarios by name, each a list of faults:
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,6 +35,13 @@ FORMS: Final = (
     "all, cloud, edge/E, device/K, cluster/E (what joins the cluster to the others), "
     "link/N (the N-th D2D link) or A-B (two nodes that have a link)"
 )
+LONGEST_S: Final = 7 * 86400.0
+LONGEST_MS: Final = 60_000.0
+SLOWEST_MBIT_S: Final = 1e-3
+FASTEST_MBIT_S: Final = 1e6
+LONGEST_NAME: Final = 60
+LONGEST_NUMBER: Final = 9
+"""Digits of a place."""
 
 
 class Fault(Section):
@@ -49,16 +57,19 @@ class Fault(Section):
         mbit_s: Rate [Mbit/s].
         share: Of packets.
         ms: Delay [ms].
+        jitter_ms: With ``delay``: standard deviation of a normal draw whose magnitude is added
+            for each packet [ms].
     """
 
     what: Literal["cut", "slow", "loss", "delay"]
     where: str = "all"
     round: int = Field(1, ge=1)
-    after_s: float = Field(0.0, ge=0)
-    seconds: float = Field(0.0, ge=0)
-    mbit_s: float | None = Field(None, gt=0)
+    after_s: float = Field(0.0, ge=0, le=LONGEST_S)
+    seconds: float = Field(0.0, ge=0, le=LONGEST_S)
+    mbit_s: float | None = Field(None, ge=SLOWEST_MBIT_S, le=FASTEST_MBIT_S)
     share: float | None = Field(None, gt=0, le=1)
-    ms: float | None = Field(None, gt=0)
+    ms: float | None = Field(None, gt=0, le=LONGEST_MS)
+    jitter_ms: float | None = Field(None, gt=0, le=LONGEST_MS)
 
     def applied(self, quality: Quality) -> Quality:
         """What a link that is so becomes."""
@@ -67,7 +78,8 @@ class Fault(Section):
     def told(self) -> str:
         """In a few words."""
         amount = {"slow": f" to {self.mbit_s} Mbit/s", "loss": f" of {self.share:.1%}"
-                  if self.share else "", "delay": f" of {self.ms} ms"}  # fmt: skip
+                  if self.share else "", "delay": f" of {self.ms} ms"
+                  + (f" +- {self.jitter_ms}" if self.jitter_ms else "")}  # fmt: skip
         for_s = f", {self.seconds:g} s" if self.seconds else ""
         return f"{self.what}{amount.get(self.what, '')} at {self.where}, round {self.round}{for_s}"
 
@@ -83,7 +95,9 @@ def _loss(quality: Quality, fault: Fault) -> Quality:
 
 
 def _delay(quality: Quality, fault: Fault) -> Quality:
-    return dataclasses.replace(quality, delay_s=quality.delay_s + (fault.ms or 0.0) / 1e3)
+    delay_s = quality.delay_s + (fault.ms or 0.0) / 1e3
+    jitter_s = math.hypot(quality.jitter_s, (fault.jitter_ms or 0.0) / 1e3)
+    return dataclasses.replace(quality, delay_s=delay_s, jitter_s=jitter_s)
 
 
 _EFFECTS: Final[Mapping[str, Callable[[Quality, Fault], Quality]]] = {
@@ -122,6 +136,10 @@ def load_scenarios(path: Path, topology: Topology, rounds: int) -> dict[str, Sce
     for name, faults in scenarios.items():
         if not name.replace("-", "").replace("_", "").isalnum():
             raise ConfigError(f"{path}: {name!r} cannot name a folder: letters, digits, - and _")
+        if len(name) > LONGEST_NAME:
+            raise ConfigError(
+                f"{path}: {name!r:.80} has {len(name)} letters; allowed: up to {LONGEST_NAME}"
+            )
         for number, fault in enumerate(faults):
             try:
                 _check(fault, topology, rounds)
@@ -139,6 +157,8 @@ def _check(fault: Fault, topology: Topology, rounds: int) -> None:
         if wanted is (getattr(fault, name) is None):
             verb = "needs" if wanted else "has no use for"
             raise ConfigError(f"what = {fault.what!r} {verb} {key}")
+    if fault.jitter_ms is not None and fault.what != "delay":
+        raise ConfigError(f"what = {fault.what!r} has no use for jitter-ms")
 
 
 def links_at(where: str, topology: Topology) -> frozenset[Ends]:
@@ -161,7 +181,7 @@ def links_at(where: str, topology: Topology) -> frozenset[Ends]:
     found = _both(a, b) if dash else frozenset(ends for ends in links if where in ends)
     if not found or not found <= links:
         raise ConfigError(
-            f"where = {where!r} is no place in this tree of {topology.edges} edges, "
+            f"where = {where!r:.80} is no place in this tree of {topology.edges} edges, "
             f"{topology.devices} devices and {len(topology.links)} D2D links; allowed: {FORMS}"
         )
     return found
@@ -182,4 +202,5 @@ def _both(a: str, b: str) -> frozenset[Ends]:
 
 def _numbered(where: str) -> tuple[str, int]:
     kind, _, number = where.partition("/")
-    return kind, int(number) if number.isascii() and number.isdigit() else -1
+    plain = number.isascii() and number.isdigit() and len(number) <= LONGEST_NUMBER
+    return kind, int(number) if plain else -1

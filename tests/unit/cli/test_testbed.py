@@ -73,13 +73,30 @@ def test_containers_can_have_one_scenario(hffm: Any, tmp_path: Path) -> None:
     assert (code, "--docker: faults.toml holds 2 scenarios" in said) == (2, True)
 
 
+def test_a_project_that_is_not_up_takes_no_folder(
+    hffm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("hffm_flower.testbed.containers.shutil.which", lambda name: name)
+    monkeypatch.setattr(containers, "_docker", lambda *_: "")
+    code, said = hffm("--docker", "tree", "--out", "run")
+    assert (code, "--docker tree: no container at work for cloud" in said) == (2, True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_long_place_for_temporary_files(hffm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hffm_flower.testbed.hosts.tempfile.gettempdir", lambda: "/" + 90 * "t")
+    code, said = hffm("--out", "run")
+    assert (code, "has 91 letters" in said) == (2, True)
+
+
 def test_containers_that_are_not_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told = (
         '[{"State": {"Pid": 7}, "Config": {"Env": ["HFFM_CACHE=/machine/cache", "A"], '
         '"Labels": {"com.docker.compose.service": "edge-0"}}, "NetworkSettings": {"Networks": '
-        '{"backhaul": {"IPAddress": "172.20.0.3"}, "down": {"IPAddress": ""}}}}]'
+        '{"backhaul": {"IPAddress": "172.20.0.3"}, "down": {"IPAddress": ""}}}}, '
+        '{"State": {"Pid": 0}, "Config": {"Labels": {"com.docker.compose.service": "cloud"}}}]'
     )
     monkeypatch.setattr("hffm_flower.testbed.containers.shutil.which", lambda name: name)
     monkeypatch.setattr(containers, "_docker", lambda *w: "abc" if w[0] == "ps" else told)

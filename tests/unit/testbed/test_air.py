@@ -74,6 +74,19 @@ def test_a_fault_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told == [(11.0, "fault"), (31.0, "mended")]
 
 
+def test_a_fault_of_round_1_waits_for_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, (Fault(what="cut", seconds=20),))
+    ends = ("edge/1", "cloud")
+    world.at(150.0, 0, 0)
+    assert world.air.links[ends] == cell_links(NETWORK, 1, 1)[ends]
+    world.at(160.0, 1, 1)
+    assert world.air.links[ends].cut
+    world.at(179.9, 1, 1)
+    assert world.air.links[ends].cut
+    world.at(180.0, 1, 1)
+    assert not world.air.links[ends].cut
+
+
 def test_faults_add_up_and_outlast_the_fading(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(
         monkeypatch,

@@ -77,10 +77,10 @@ def test_what_waits_leaves_by_the_new_rate() -> None:
     for number in range(5):
         link.push(0.0, packet(number))
     assert link.due_s == pytest.approx(1.0)
-    link.change(1.5, Quality(1 * MBIT))
+    link.change(1.5, Quality(1 * MBIT))  # packet 1 is half sent
     late = link.pull(2.0)
     assert numbers(late) == list(range(5))
-    assert [at for at, _ in late] == pytest.approx([1.0, 1.01, 1.02, 1.03, 1.04])
+    assert [at for at, _ in late] == pytest.approx([1.0, 1.505, 1.515, 1.525, 1.535])
 
 
 def test_a_link_of_rate_0_holds_what_waits() -> None:
@@ -88,7 +88,18 @@ def test_a_link_of_rate_0_holds_what_waits() -> None:
     link.push(0.0, packet(0))
     assert link.due_s == math.inf
     link.change(5.0, Quality(1 * MBIT))
+    assert link.due_s == pytest.approx(5.01)
     assert numbers(link.pull(6.0)) == [0]
+
+
+def test_what_is_on_the_air_goes_on_over_changes() -> None:
+    link = pipe(Quality(0.01 * MBIT))
+    link.push(0.0, packet(0))
+    link.change(0.25, Quality(0.0))
+    assert link.due_s == math.inf
+    link.change(10.0, Quality(0.02 * MBIT))
+    link.change(10.25, Quality(1 * MBIT))  # three quarters are sent
+    assert [at for at, _ in link.pull(11.0)] == pytest.approx([10.2525])
 
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.5])

@@ -60,6 +60,12 @@ def test_a_file_of_scenarios(tmp_path: Path) -> None:
         ('[[a]]\nwhat = "slow"\nms = 3\n', "a.0: what = 'slow' needs mbit-s"),
         ('[[a]]\nwhat = "cut"\nms = 3\n', "a.0: what = 'cut' has no use for ms"),
         ('[[a]]\nwhat = "cut"\nwhere = "device/4"\n', "where = 'device/4' is no place in this"),
+        ('[[a]]\nwhat = "delay"\nms = inf\n', "a.0.ms: inf"),
+        ('[[a]]\nwhat = "delay"\nms = 60001\n', "a.0.ms: 60001"),
+        ('[[a]]\nwhat = "cut"\nseconds = nan\n', "a.0.seconds: nan"),
+        ('[[a]]\nwhat = "slow"\nmbit-s = 1e-300\n', "a.0.mbit-s: 1e-300"),
+        ('[[a]]\nwhat = "cut"\njitter-ms = 3\n', "a.0: what = 'cut' has no use for jitter-ms"),
+        (f"{'a' * 61} = []\n", "has 61 letters; allowed: up to 60"),
         ('[["a b"]]\nwhat = "cut"\n', "'a b' cannot name a folder"),
     ],
 )
@@ -99,7 +105,7 @@ def test_everywhere() -> None:
 
 
 @pytest.mark.parametrize("where", ["", "link/2", "cluster/2", "device/0-device/2", "link/-1",
-                                   "device/0-", "edge", "all-all"])  # fmt: skip
+                                   "device/0-", "edge", "all-all", f"link/{9:05000}"])  # fmt: skip
 def test_places_that_are_not_there(where: str) -> None:
     with pytest.raises(ConfigError, match="is no place in this tree of 2 edges, 4 devices and 2"):
         links_at(where, TREE)
@@ -112,6 +118,8 @@ def test_what_becomes_of_a_link() -> None:
     assert Fault(what="slow", mbit_s=9).applied(link).rate_bit_s == 5e6
     assert Fault(what="loss", share=0.5).applied(link).loss == pytest.approx(0.75)
     assert Fault(what="delay", ms=50).applied(link).delay_s == pytest.approx(0.15)
+    jittery = Fault(what="delay", ms=50, jitter_ms=5).applied(link)
+    assert jittery.jitter_s == pytest.approx(0.005)
 
 
 def test_the_example() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from hffm_flower.testbed.emulator import Switch
+from hffm_flower.testbed.emulator import Emulator, Switch
 from hffm_flower.testbed.link import Quality
 
 NODES = {"cloud": "10.0.0.1", "edge/0": "10.0.0.2", "device/0": "10.0.0.3", "device/1": "10.0.0.4",
@@ -110,3 +112,23 @@ def test_counters_of_the_links_that_were_used(world: World) -> None:
     assert (src, dst, counted["packets"], counted["delivered_bytes"]) == (
         "device/0", "device/1", 1, 500,
     )  # fmt: skip
+
+
+def test_a_device_that_goes_does_not_end_the_emulator() -> None:
+    ours, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, control:
+        ours.settimeout(10)
+        emulator = Emulator(control, 1)
+        gone = os.open("/", os.O_RDONLY)  # reading it is an error, as of a device that is gone
+        emulator.switch.attach("device/0", ["10.0.0.3"], gone)
+        serving = threading.Thread(target=emulator.run)
+        serving.start()
+        until = time.monotonic() + 10
+        while emulator.switch.devices and time.monotonic() < until:
+            time.sleep(0.01)
+        ours.send(b"{}")
+        assert ours.recv(65536) == b"{}"
+        ours.shutdown(socket.SHUT_RDWR)
+        serving.join(timeout=10)
+    assert not serving.is_alive()
+    assert emulator.switch.devices == {}
