@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from clients import resident
+from clients import shares
 from clients.resident import Device, open_own, own_data
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError
@@ -37,7 +37,7 @@ def folders(tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def drawn(**settings: object) -> None:
         raise AssertionError("a device with its own data needs no partition")
 
-    monkeypatch.setattr(resident, "partition", drawn)
+    monkeypatch.setattr(shares, "partition", drawn)
     camera_folder(tmp_path / "shots")
     sensor_folder(tmp_path / "watch")
     return write_device(

@@ -28,7 +28,7 @@ class Layers(nn.Module):
     def __init__(self, *widths: int) -> None:
         super().__init__()
         self.spec = SimpleNamespace(backbone=f"layers {widths}")
-        self.rank, self.experts = 0, ()
+        self.rank, self.experts, self.recompute = 0, (), False
         self.layers = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))
 
     def forward(self, task: str, inputs: dict[str, Tokens]) -> Tensor:
