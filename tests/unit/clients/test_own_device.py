@@ -106,7 +106,7 @@ def test_folders_are_read_once_in_a_run(
         "task 'tiny-vqa': left out 1 missing file: no.png",
         "task 'tiny-vqa': left out 2 unknown answer: 000.png ('zenith'), 001.png ('')",
         "task 'tiny-vqa': left out 1 unreadable file: broken.png",
-        "task 'tiny-move': left out 2 unknown answer: r9.csv ('Jump'), r9.csv ('Jump')",
+        "task 'tiny-move': left out 2 unknown answer: r9.csv ('Jump')",
     ]
     (folders.parent / "shots" / "000.png").unlink()
     assert own_data(tiny, str(folders), 2).profile(0).tasks != first.profile(0).tasks
