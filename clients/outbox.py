@@ -137,6 +137,12 @@ class Outbox:
         except grpc.aio.AioRpcError as error:
             attempt.problem = f"{error.code().name.lower()}: {error.details()}"
             return None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise  # nobody waits for this message any more
+            attempt.problem = "the call was cut off"  # gRPC says so of a stream that breaks
+            return None
         except ValueError:  # a verdict of a protocol to come
             attempt.problem = f"verdict {receipt.verdict}"
             return None
