@@ -231,7 +231,8 @@ class FleetLink:
 
     def _beat(self) -> None:
         request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S)
-        while not self._closing.wait(HEARTBEAT_S / 2 * random.uniform(0.8, 1.0)):
+        apart = random.Random(self.node_id)  # nodes that start together beat apart
+        while not self._closing.wait(HEARTBEAT_S / 2 * apart.uniform(0.8, 1.0)):
             try:
                 if not self._client.SendNodeHeartbeat(request).success:
                     self._gone.set()

@@ -131,8 +131,10 @@ def test_what_connecting_can_meet(
 def test_a_moment_of_silence_is_waited_out() -> None:
     away: list[Answer | Exception] = [httpx.ReadTimeout("slow"), (502, b""), (200, b"")]
     server = Server(pull_messages=away)
-    assert link_to(server, patience_s=5).receive() is None
+    link = link_to(server, patience_s=5)
+    assert link.receive() is None
     assert server.asked.count("pull-messages") == 3
+    link.close(leave=False)
 
 
 def test_a_longer_silence_is_a_lost_link() -> None:
