@@ -21,7 +21,8 @@ from hffm_flower.result import versions
 from hffm_flower.runfiles import LOG, RunFiles
 from hffm_flower.session.comparison_plots import draw_comparison
 from hffm_flower.session.entries import DEFAULT, Entry, entries
-from hffm_flower.session.preflight import Plan, check
+from hffm_flower.session.plan import Plan
+from hffm_flower.session.preflight import check
 from hffm_flower.session.run import finish, settled
 from hffm_flower.session.variants import Variants, variant_entries
 from hffm_flower.session.worker import Show, work

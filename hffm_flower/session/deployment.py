@@ -20,7 +20,7 @@ from hffm_flower.runfiles import LOG, RunFiles
 from hffm_flower.session.bundle import Flwr
 from hffm_flower.session.following import patience_s
 from hffm_flower.session.local_roles import Kind, local_roles
-from hffm_flower.session.preflight import Plan
+from hffm_flower.session.plan import Plan
 from hffm_flower.session.processes import Processes, Program
 from hffm_flower.session.roles import EdgeRole
 from hffm_flower.session.run import STATE, RunResult, finish, settled

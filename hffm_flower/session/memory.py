@@ -29,7 +29,7 @@ from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.models.parts import ModelSpec, behind_prefix, streams_of
 from hffm_flower.modules import ModuleKey, ModuleKind
 from hffm_flower.profile import NodeProfile
-from hffm_flower.session.preflight import Plan
+from hffm_flower.session.plan import Plan
 from hffm_flower.tasks import TASKS
 
 CPU: Final = torch.device("cpu")

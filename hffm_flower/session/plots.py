@@ -20,7 +20,8 @@ from hffm_flower.report import Score, accuracy
 from hffm_flower.result import means, task_facts
 from hffm_flower.runfiles import RunFiles
 from hffm_flower.session.pictures import save_picture
-from hffm_flower.session.preflight import Plan, check
+from hffm_flower.session.plan import Plan
+from hffm_flower.session.preflight import check
 
 FEW = 5
 """Lines whose names have room among them; more are named beside the axes."""

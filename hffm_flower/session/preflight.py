@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from hffm_flower.assets import asset_root
@@ -17,33 +16,10 @@ from hffm_flower.models.encoders import (
     encoder_type,
 )
 from hffm_flower.modules import ModuleKey, ModuleKind
-from hffm_flower.profile import NodeProfile
 from hffm_flower.schedule import Schedule, Scope
+from hffm_flower.session.plan import Plan
 from hffm_flower.tasks import spec_of
-from hffm_flower.topology import Clusters
 from hffm_flower.tree import groups_of, plant
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run will be.
-
-    Attributes:
-        profiles: Every device, by index.
-        keys: Modules of each device, by index.
-        schedule: Scope and period of every module.
-        groups: Devices that average together.
-    """
-
-    profiles: tuple[NodeProfile, ...]
-    keys: tuple[tuple[ModuleKey, ...], ...]
-    schedule: Schedule
-    groups: Clusters
-
-    @property
-    def idle(self) -> tuple[int, ...]:
-        """Devices with nothing to train."""
-        return tuple(p.index for p in self.profiles if p.idle)
 
 
 def check(config: RunConfig, *, fits: bool = True) -> Plan:

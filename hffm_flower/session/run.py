@@ -15,8 +15,9 @@ from hffm_flower.report import RoundReport
 from hffm_flower.result import build, task_facts
 from hffm_flower.runfiles import RunFiles
 from hffm_flower.session.folders import take_folder
+from hffm_flower.session.plan import Plan
 from hffm_flower.session.plots import draw_curves
-from hffm_flower.session.preflight import Plan, check
+from hffm_flower.session.preflight import check
 from hffm_flower.session.worker import Show, work
 
 STATE = ".state"

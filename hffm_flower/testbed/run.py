@@ -11,7 +11,7 @@ from hffm_flower.errors import HffmError, Interrupted
 from hffm_flower.runfiles import RunFiles
 from hffm_flower.session.deployment import TICK_S, up
 from hffm_flower.session.local_roles import Kind
-from hffm_flower.session.preflight import Plan
+from hffm_flower.session.plan import Plan
 from hffm_flower.session.processes import Processes
 from hffm_flower.session.worker import Show
 from hffm_flower.testbed.air import Air
