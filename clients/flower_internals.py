@@ -66,7 +66,7 @@ log = logging.getLogger(__name__)
 
 Response = TypeVar("Response")
 
-HEARTBEAT_S = 30.0
+HEARTBEAT_S = 15.0
 """Interval that is promised to the SuperLink; one is sent twice as often [s]."""
 UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")
 """Marks of TLS errors that no waiting will mend."""

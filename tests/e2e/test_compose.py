@@ -4,95 +4,43 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from hffm_flower.runfiles import RunFiles
+from tests.support.containers import EDGES, UP_S, Stack, no_compose, said, what_is_missing
 from tests.support.deployment import HFFM, ROOT
 
-IMAGES = ("hffm/server:0.1.0", "hffm/device:0.1.0")
-UP_S = 1800.0
-EDGES = ("edge-0", "edge-1")
+COMPOSES = pytest.mark.parametrize("compose", ["docker-compose", "docker compose"])
+"""1.29 or v2 by its own name, and v2 as Docker's plugin."""
 
 
-def said(*words: str | Path, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        list(map(str, words)), cwd=ROOT, capture_output=True, text=True, timeout=timeout_s,
-        check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
-def composes() -> list[tuple[str, ...]]:
-    """Composes of this machine: 1.29 or v2 by its own name, v2 as Docker's plugin."""
-    found: list[tuple[str, ...]] = [("docker-compose",)] * bool(shutil.which("docker-compose"))
-    if shutil.which("docker") and said("docker", "compose", "version").returncode == 0:
-        found.append(("docker", "compose"))
-    return found
-
-
+@COMPOSES
 @pytest.mark.parametrize("profile", ["", "third-cluster", "gpu"])
-def test_the_file_can_be_read(profile: str) -> None:
-    if not (found := composes()):
-        pytest.skip("there is neither docker-compose nor docker compose here")
-    for compose in found:
-        done = said(*compose, "--profile", profile, "config", "-q")
-        assert (done.returncode, done.stderr) == (0, ""), compose
-
-
-def what_is_missing() -> str:
-    """Why no tree can be brought up in containers here; empty if it can."""
-    if not composes():
-        return "there is neither docker-compose nor docker compose here"
-    if said("docker", "info").returncode:
-        return "no Docker engine answers here"
-    absent = [name for name in IMAGES if said("docker", "image", "inspect", name).returncode]
-    return f"no image {', '.join(absent)} here; deploy/build.sh makes it" if absent else ""
-
-
-class Stack:
-    """The file, up under a name of its own."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.compose = (*composes()[0], "-p", name)
-
-    def __call__(self, *words: str, timeout_s: float = 120.0) -> str:
-        done = said(*self.compose, *words, timeout_s=timeout_s)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def container(self, service: str) -> str:
-        labels = {"project": self.name, "service": service}
-        filters = [f"--filter=label=com.docker.compose.{k}={v}" for k, v in labels.items()]
-        (found,) = said("docker", "ps", "--all", "--quiet", *filters).stdout.split()
-        return found
-
-    def fetch(self, service: str, path: str, to: Path) -> Path:
-        done = said("docker", "cp", f"{self.container(service)}:{path}", to)
-        assert done.returncode == 0, done.stderr
-        return to
+def test_the_file_can_be_read(compose: str, profile: str) -> None:
+    if missing := no_compose(compose):
+        pytest.skip(missing)
+    done = said(*compose.split(), "--profile", profile, "config", "-q")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.fixture
-def stack() -> Iterator[Stack]:
-    if missing := what_is_missing():
+def stack(compose: str) -> Iterator[Stack]:
+    if missing := what_is_missing(compose):
         pytest.skip(missing)
-    up = Stack(f"hffm-test-{os.getpid()}")
-    yield up
-    said(*up.compose, "down", "--volumes", "--timeout", "20", timeout_s=300.0)
+    with Stack(compose, f"hffm-test-{os.getpid()}") as up:
+        yield up
 
 
+@COMPOSES
 @pytest.mark.slow
 def test_it_trains_the_bits_of_hffm_run(stack: Stack, tmp_path: Path) -> None:
-    stack("up", "--detach", "--no-build", timeout_s=UP_S)
-    ended = said("docker", "wait", stack.container("submit"), timeout_s=UP_S)
-    assert ended.stdout.strip() == "0", stack("logs")
+    stack.up()
+    assert stack.ended() == 0, stack("logs")
     assert "round 6/6" in stack("logs", "submit")
-    (run,) = stack.fetch("cloud", "/results/runs", tmp_path / "runs").iterdir()
+    (run,) = stack.runs(tmp_path / "runs")
     assert json.loads((run / "result.json").read_text())["status"] == "finished"
 
     simulated = tmp_path / "simulated"
@@ -128,3 +76,25 @@ def unconfined(stack: Stack, services: Sequence[str]) -> list[str]:
         service for service in services
         if said("docker", "exec", stack.container(service), "sh", "-c", look).returncode
     ]  # fmt: skip
+
+
+@COMPOSES
+@pytest.mark.slow
+def test_a_third_cluster_joins_by_its_profile(stack: Stack, tmp_path: Path) -> None:
+    settings = tmp_path / "run.toml"
+    usual = (ROOT / "deploy" / "compose" / "run.toml").read_text()
+    larger = usual.replace("devices = 4", "devices = 6").replace("edges = 2", "edges = 3")
+    settings.write_text(larger.replace("rounds = 6", "rounds = 2"))
+    settings.chmod(0o644)
+    stack.environment |= {"COMPOSE_PROFILES": "third-cluster", "HFFM_SETTINGS": str(settings)}
+    stack.up()
+    assert stack.ended() == 0, stack("logs")
+    (run,) = stack.runs(tmp_path / "runs")
+    rounds = RunFiles(run).rounds()
+    assert len(rounds) == 2
+    assert not any(r.dropped or r.void for r in rounds)
+    simulated = tmp_path / "simulated"
+    done = said(*HFFM, "run", settings, "--out", simulated, "--actors", "1", timeout_s=UP_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    model = "model.safetensors"
+    assert (run / model).read_bytes() == (simulated / model).read_bytes()
