@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from hffm_flower.runfiles import RunFiles
-from tests.support.containers import EDGES, UP_S, Stack, no_compose, said, what_is_missing
+from hffm_flower.testbed.namespaces import INTERFACE
+from tests.support.bench import skip_unless_allowed
+from tests.support.containers import DEVICES, EDGES, UP_S, Stack, no_compose, said, what_is_missing
 from tests.support.deployment import HFFM, ROOT
 
 COMPOSES = pytest.mark.parametrize("compose", ["docker-compose", "docker compose"])
@@ -98,3 +102,31 @@ def test_a_third_cluster_joins_by_its_profile(stack: Stack, tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
     model = "model.safetensors"
     assert (run / model).read_bytes() == (simulated / model).read_bytes()
+
+
+@COMPOSES
+@pytest.mark.slow
+def test_links_between_containers_are_shaped(stack: Stack, tmp_path: Path) -> None:
+    skip_unless_allowed()
+    settings = ROOT / "deploy" / "compose" / "run.toml"
+    stack.up("cloud", *EDGES, *DEVICES)
+    bed = subprocess.Popen(
+        [*HFFM, "testbed", settings, "--docker", stack.name, "--out", tmp_path / "bed"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        while INTERFACE not in stack.interfaces("device-3"):
+            assert bed.poll() is None, bed.communicate()[0]
+            time.sleep(0.5)
+        stack.up("submit")
+        assert stack.ended() == 0, stack("logs")
+        words, _ = bed.communicate(timeout=60.0)
+    finally:
+        bed.kill()
+    assert bed.returncode == 0, words
+    told = json.loads((tmp_path / "bed" / "testbed.json").read_text())
+    among = [m for m in told["messages"] if m["link"] == "d2d"]
+    assert {m["t"] for m in among} == set(range(1, 7))
+    assert all(m["ratio"] is None or m["ratio"] > 0.9 for m in among if m["t"] > 1)
+    assert {(e["edge"], e["t"]) for e in told["events"]} >= {(0, 6), (1, 6)}
+    assert not any(INTERFACE in stack.interfaces(name) for name in ("cloud", *EDGES, *DEVICES))

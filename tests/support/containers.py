@@ -81,6 +81,12 @@ class Stack:
         """What ``docker inspect`` says of a service's container, by a Go template."""
         return said("docker", "inspect", "--format", what, self.container(service)).stdout.strip()
 
+    def interfaces(self, service: str) -> list[str]:
+        """Names of a container's network interfaces."""
+        return said(
+            "docker", "exec", self.container(service), "ls", "/sys/class/net"
+        ).stdout.split()
+
     def ended(self) -> int:
         """Wait for the run that was handed in, and give its exit code."""
         waited = said("docker", "wait", self.container("submit"), timeout_s=UP_S)
