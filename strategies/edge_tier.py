@@ -195,7 +195,8 @@ class EdgeTier:
         if self.config.d2d.plan == NO_PLAN:
             return {}
         addresses = {d.profile.index: d.profile.peer for d in self.devices.values()}
-        return {"tickets": Issuer(addresses, self._run, ledger=self.ledger)}
+        tickets = Issuer(addresses, self._run, ledger=self.ledger)
+        return {"tickets": tickets, "online": self.view.get_node_ids}
 
     def _initial(self, content: RecordDict) -> RecordDict:
         """Modules that were asked for, from the cluster's devices; digests of others."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -66,15 +66,22 @@ class PeerEdgeStrategy(EdgeStrategy):
         planner: Plans the exchanges.
         tickets: In a deployment: admits the devices to each other. Without it the grid plays the
             plans (`strategies.peer_grid`).
+        online: In a deployment: tells the nodes that are there. No peer waits for another one.
         kwargs: As in `EdgeStrategy`.
     """
 
     def __init__(
-        self, *args: Any, planner: PeerPlanner, tickets: Issuer | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        planner: PeerPlanner,
+        tickets: Issuer | None = None,
+        online: Callable[[], Iterable[int]] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.planner = planner
         self.tickets = tickets
+        self._online = online
 
     def collect(self, report: RoundReport) -> Generator[list[Message], Iterable[Message], Gathered]:
         """Have the devices train and exchange; ask those directly whom no parcel brought.
@@ -83,7 +90,7 @@ class PeerEdgeStrategy(EdgeStrategy):
         with a plain `EdgeStrategy`.
         """
         drawn = self.drawn(report.t)
-        nodes = [n for n in drawn if self._reachable(n)]
+        nodes = self._reachable(drawn)
         if not nodes:
             return (yield from super().collect(report))
         holds = {m.index: self.shared(m, report.t) for m in (self.members[n] for n in nodes)}
@@ -124,9 +131,14 @@ class PeerEdgeStrategy(EdgeStrategy):
         merged = rule.result()
         return Gathered(merged, ordered, refused | lost, behind, rule.tails)
 
-    def _reachable(self, node: int) -> bool:
-        """Whether a device can take part in an exchange."""
-        return self.tickets is None or self.members[node].index in self.tickets.addresses
+    def _reachable(self, nodes: list[int]) -> list[int]:
+        """Those of some nodes that can take part in an exchange."""
+        if self._online is not None:
+            online = set(self._online())
+            nodes = [n for n in nodes if n in online]
+        if self.tickets is not None:
+            nodes = [n for n in nodes if self.members[n].index in self.tickets.addresses]
+        return nodes
 
     def _travelling(
         self, nodes: Collection[int], holds: Mapping[int, Collection[ModuleKey]]

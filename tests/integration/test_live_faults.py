@@ -203,12 +203,14 @@ def test_who_is_brought_no_modules_is_given_them_by_the_edge(
     assert {d: work[d] for d in work} == {d: want.rounds[0].work[d] for d in work}
 
 
-def test_devices_without_an_address_train_as_if_there_were_no_peers(
-    cluster: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: list[Counted]
-) -> None:
+@pytest.mark.parametrize("how", [{"unreachable": (2, 4)}, {"offline": (2, 4)}])
+def test_devices_that_peers_cannot_reach_train_as_if_there_were_none(
+    cluster: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: list[Counted],
+    how: dict[str, Any],
+) -> None:  # fmt: skip
     want = simulated(cluster, tmp_path / "simulated", monkeypatch, None)
     plans = watch_plans(monkeypatch)
-    run = lived(cluster, tmp_path, monkeypatch, unreachable=(2, 4))
+    run = lived(cluster, tmp_path, monkeypatch, **how)
     wanted, found = counts
     assert found.behind == wanted.behind
     assert near(found.modules, wanted.modules)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -113,6 +113,7 @@ class Live:
         monkeypatch: Puts a plain grid and a strategy with an issuer in their places.
         exchange: What the devices' channels are.
         unreachable: Devices without a peer address.
+        offline: Devices that the edge believes to be away when it plans.
         certificates: As `hffm certs` makes them; None: insecure.
         timings: Folder for when messages went.
     """
@@ -122,6 +123,7 @@ class Live:
         monkeypatch: pytest.MonkeyPatch,
         exchange: Callable[..., PeerExchange] = PromptExchange,
         unreachable: Iterable[int] = (),
+        offline: Collection[int] = (),
         certificates: Path | None = None,
         timings: Path | None = None,
     ) -> None:
@@ -141,7 +143,10 @@ class Live:
 
         def strategy(*args: Any, **kwargs: Any) -> PeerEdgeStrategy:
             issuer = Issuer(grids[-1].addresses, 1, ledger=ledgers[-1])
-            return PeerEdgeStrategy(*args, tickets=issuer, **kwargs)
+            return PeerEdgeStrategy(*args, tickets=issuer, online=online, **kwargs)
+
+        def online() -> list[int]:
+            return [n for n in grids[-1].contexts if n - FIRST_NODE not in offline]
 
         PromptExchange._gates.clear()
         monkeypatch.setattr(channels, "PeerExchange", exchange)
