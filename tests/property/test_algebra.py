@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -96,7 +96,6 @@ def assert_close(got: ModularUpdate, want: Any, bound: float) -> None:
             assert np.abs(array - want[key][name]).max() <= bound, f"{key}/{name}"
 
 
-@settings(deadline=None)
 @given(fleets(), st.randoms(use_true_random=False))
 def test_any_tree_is_the_flat_mean_and_the_flat_mean_is_the_formula(
     fleet: list[ModularUpdate], rng: random.Random
@@ -109,7 +108,6 @@ def test_any_tree_is_the_flat_mean_and_the_flat_mean_is_the_formula(
         assert tree.mass[key] == pytest.approx(mass, rel=1e-12)
 
 
-@settings(deadline=None)
 @given(fleets(least=3), st.randoms(use_true_random=False))
 def test_order_and_brackets_do_not_matter(fleet: list[ModularUpdate], rng: random.Random) -> None:
     bound = TOLERANCE * largest(fleet)

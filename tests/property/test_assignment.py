@@ -20,9 +20,7 @@ from hffm_flower.errors import ConfigError
 
 BYTE = 2.0**-20
 BUDGETS = st.one_of(st.just(math.inf), st.sampled_from([0.0, 0.3, 0.6, 1.0, 1.1, 1.5, 2.0, 3.1]))
-QUICK = settings(
-    deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow], derandomize=True
-)
+QUICK = settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,6 @@ OPTIONS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(clusters(), OPTIONS, st.sampled_from(sorted(PLANS)))
 def test_a_plan_fits_its_cluster_and_survives_json(
     cluster: Cluster, options: PlanOptions, kind: str
@@ -97,7 +96,6 @@ def test_a_plan_fits_its_cluster_and_survives_json(
     assert uploaded == sorted(expected)
 
 
-@settings(deadline=None)
 @given(clusters(), OPTIONS, st.sampled_from(sorted(PLANS)))
 def test_everyone_gets_what_it_needs_once(
     cluster: Cluster, options: PlanOptions, kind: str
@@ -131,7 +129,7 @@ def _ends(node: int, chosen: Mapping[int, int], roots: set[int]) -> bool:
     return False
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(clusters(most=5))
 def test_relaying_modules_is_cheapest(cluster: Cluster) -> None:
     hops = relay_modules(cluster)
@@ -197,7 +195,7 @@ def prices(
     return now_s + bits * cluster.uplink_s[head], energy_j + bits * cluster.uplink_j[head]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(clusters(most=5, connected=True), OPTIONS, st.booleans())
 def test_the_head_is_the_best_of_all(cluster: Cluster, options: PlanOptions, summing: bool) -> None:
     options = PlanOptions(head=options.head, summing=summing)
@@ -223,7 +221,6 @@ def test_the_head_is_the_best_of_all(cluster: Cluster, options: PlanOptions, sum
             assert list(out) == [found[best][1][i]]
 
 
-@settings(deadline=None)
 @given(st.integers(2, 9), st.integers(0, 2**31), st.booleans())
 def test_arborescence_costs_what_networkx_finds(n: int, seed: int, tied: bool) -> None:
     rng = np.random.default_rng(seed)

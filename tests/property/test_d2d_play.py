@@ -92,7 +92,7 @@ def spread(rows: Any) -> float:
 ALL = dict.fromkeys(range(5), KEYS)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(clusters(), st.sampled_from([1e-4, 1e-2, 0.3]), MASSES)
 @example(fleet_of(ALL, list(itertools.combinations(range(5), 2)), 1), 1e-4, "uneven")
 @example(fleet_of({3: KEYS}, [], 1), 1e-4, "equal")
@@ -138,7 +138,6 @@ def near(found: ModularUpdate, exact: ModularUpdate, scale: Mapping[ModuleKey, f
         assert gap <= 1e-6 * scale[key]
 
 
-@settings(deadline=None)
 @given(st.one_of(clusters(), clusters(most=10, chain=True)), HEADS, st.booleans(), MASSES)
 def test_relaying_is_one_flat_merge(
     cluster: Cluster, head: str, summing: bool, masses: str
@@ -168,7 +167,6 @@ def size(update: ModularUpdate) -> int:
     return sum(array.nbytes for module in update.state.values() for array in module.values())
 
 
-@settings(deadline=None)
 @given(clusters(), HEADS, st.booleans())
 def test_bytes_on_the_air(cluster: Cluster, head: str, summing: bool) -> None:
     plan = make_plan("relay", cluster, PlanOptions(head=head, summing=summing))
@@ -220,7 +218,7 @@ def check_promise(
             assert gap <= (1e-5 if plan.kind == "relay" else 5e-3), (key, faults)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(clusters(most=5), KINDS, st.booleans(), st.sampled_from(["small", "some none"]))
 def test_everyone_counts_once_whatever_one_device_does(
     cluster: Cluster, kind: str, summing: bool, masses: str
@@ -234,7 +232,7 @@ def test_everyone_counts_once_whatever_one_device_does(
             check_promise(updates, plan, {device: fault})
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     clusters(),
     KINDS,
@@ -250,7 +248,7 @@ def test_everyone_counts_once_whatever_many_do(
     check_promise(updates, plan, {d: f for d, f in faults.items() if d in updates})
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(clusters(), KINDS, st.booleans())
 @example(fleet_of({0: KEYS, 1: (), 2: KEYS, 3: KEYS[1:]}, [(0, 2), (1, 3)], 334), "relay", True)
 def test_peers_step_by_step_get_the_bits_of_play(

@@ -28,7 +28,7 @@ from tests.support.memory import (
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(masses(3, 6), st.sampled_from([1, 2, 3, 6]))
 def test_the_mass_counts_distinct_devices_since_the_last_exchange_with_their_latest_n(
     table: Masses, period: int

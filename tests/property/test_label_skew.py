@@ -15,7 +15,7 @@ from hffm_flower.errors import ConfigError
 from hffm_flower.seeding import stream_seed
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     labels=st.lists(st.integers(0, 6), min_size=8, max_size=120),
     devices=st.integers(1, 8), alpha=st.sampled_from([0.05, 0.5, 5.0]), seed=st.integers(0, 99),

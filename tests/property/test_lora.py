@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hffm_flower.errors import ModuleError
@@ -44,7 +44,6 @@ def fleets(draw: st.DrawFn, least: int = 1) -> list[ModularUpdate]:
     ]
 
 
-@settings(deadline=None)
 @given(fleets(), SCALINGS)
 def test_kept_whole_it_is_the_mean_of_products(fleet: list[ModularUpdate], how: Scaling) -> None:
     got, rule = aggregate("lora-exact", fleet, how)
@@ -58,7 +57,6 @@ def test_kept_whole_it_is_the_mean_of_products(fleet: list[ModularUpdate], how: 
     assert rank_of(got.state[ADAPTER]) <= sum(ranks)
 
 
-@settings(deadline=None)
 @given(fleets(), SCALINGS, st.integers(1, 24))
 def test_bounded_it_is_the_best_of_that_rank(
     fleet: list[ModularUpdate], how: Scaling, most: int
@@ -74,7 +72,6 @@ def test_bounded_it_is_the_best_of_that_rank(
     assert rule.tails[ADAPTER] == pytest.approx(left_out.sum(), abs=rounding)
 
 
-@settings(deadline=None)
 @given(st.data(), SCALINGS, st.integers(0, 12), st.integers(0, 12))
 def test_tails_bound_the_error_of_two_tiers(
     data: st.DataObject, how: Scaling, edge_most: int, cloud_most: int
@@ -95,7 +92,6 @@ def test_tails_bound_the_error_of_two_tiers(
     assert got.mass[ADAPTER] == pytest.approx(total, rel=1e-12)
 
 
-@settings(deadline=None)
 @given(fleets(), SCALINGS, st.integers(0, 24))
 def test_fitting_is_the_best_approximation_and_otherwise_nothing(
     fleet: list[ModularUpdate], how: Scaling, rank: int
@@ -114,7 +110,6 @@ def test_fitting_is_the_best_approximation_and_otherwise_nothing(
     assert error == pytest.approx(best, abs=ROUNDING * float(np.linalg.norm(true)))
 
 
-@settings(deadline=None)
 @given(SEEDS, SCALINGS, st.integers(0, 8), st.integers(0, 8))
 def test_padding_keeps_products_and_fills_the_room(
     seed: int, how: Scaling, own: int, rank: int
@@ -143,7 +138,6 @@ def test_padding_keeps_products_and_fills_the_room(
         np.testing.assert_allclose(small[name], array, rtol=1e-6)
 
 
-@settings(deadline=None)
 @given(SEEDS, SCALINGS, st.integers(0, 8), st.sets(st.integers(0, 7)), st.sets(st.integers(0, 7)))
 def test_compressing_drops_what_is_null_and_nothing_else(
     seed: int, how: Scaling, rank: int, rows: set[int], columns: set[int]
@@ -168,7 +162,6 @@ def test_scales_are_those_of_the_papers(rank: int) -> None:
     assert Scaling.STANDARD.factor(0) == Scaling.RSLORA.factor(0) == 0.0
 
 
-@settings(deadline=None)
 @given(SEEDS, SCALINGS, st.integers(1, 8))
 def test_factors_are_balanced_and_their_signs_are_set(seed: int, how: Scaling, most: int) -> None:
     A, B = pair(seed, 8, 10, 9).values()
@@ -185,7 +178,6 @@ def test_factors_are_balanced_and_their_signs_are_set(seed: int, how: Scaling, m
     np.testing.assert_allclose(gram, np.eye(len(gram)), atol=1e-4)
 
 
-@settings(deadline=None)
 @given(SEEDS, SCALINGS, st.integers(-6, 6))
 def test_opposite_updates_leave_nothing(seed: int, how: Scaling, power: int) -> None:
     A, B = pair(seed, 4, 10, 9).values()

@@ -21,7 +21,7 @@ ROUND = 1e-12
 draws = st.integers(0, 10**6).map(lambda seed: draw_case_study(seed, SITE))
 fixes = st.sets(st.sampled_from(list(Fix)))
 more = st.floats(1.05, 20.0)
-quick = settings(deadline=None, max_examples=40)
+quick = settings(max_examples=40)
 
 
 def costs(drawn: Draws, chosen: set[Fix], study: CaseStudy | None = None) -> dict[str, Cost]:

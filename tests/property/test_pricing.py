@@ -36,7 +36,7 @@ methods = st.sampled_from(METHODS)
 more = st.floats(1.05, 20.0)
 sizes = st.lists(st.integers(1, 10**6), min_size=DEVICES, max_size=DEVICES)
 works = st.fixed_dictionaries({d: st.floats(0, 1e12) for d in range(DEVICES)})
-quick = settings(deadline=None, max_examples=40)
+quick = settings(max_examples=40)
 
 
 def network(seed: int, radio: Radio | None = None, *, apart: float = 1.0) -> Network:

@@ -115,7 +115,7 @@ def trees(
     return holdings, tuple(tuple(k for k in range(devices) if of[k] == e) for e in range(edges))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(trees(), masses(7, 1))
 def test_one_aggregation_over_a_tree_is_the_flat_merge_of_its_devices(
     shape: tuple[dict[int, tuple[ModuleKey, ...]], tuple[tuple[int, ...], ...]], table: Masses
@@ -145,7 +145,7 @@ def test_one_aggregation_over_a_tree_is_the_flat_merge_of_its_devices(
             assert same(edge.modules[key], tree.cloud.modules[key])
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(trees(), masses(7, 1))
 def test_star_is_h_fedfm_with_period_one(
     shape: tuple[dict[int, tuple[ModuleKey, ...]], tuple[tuple[int, ...], ...]], table: Masses

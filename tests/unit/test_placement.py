@@ -45,7 +45,7 @@ def test_every_device_is_in_one_cluster_and_seeds_repeat(name: str, file: Path) 
         assert (len(one.positions_m), len(one.edge_positions_m)) == (23, 5)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**40))
 def test_the_case_study_keeps_its_distances(seed: int) -> None:
     site = Site()

@@ -263,7 +263,7 @@ def test_a_bound_cuts_one_alone_and_says_what_was_lost() -> None:
 
 
 @both_scales
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**31), rank=st.integers(1, 9))
 def test_with_a_common_factor_the_mean_of_the_other_is_exact(
     how: Scaling, seed: int, rank: int

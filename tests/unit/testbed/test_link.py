@@ -154,7 +154,7 @@ steps = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(qualities, steps, st.integers(0, 9))
 def test_whatever_happens_packets_come_in_order_once_and_none_early(
     first: Quality, happening: list[tuple[float, int, Quality | None]], seed: int
@@ -181,7 +181,7 @@ def test_whatever_happens_packets_come_in_order_once_and_none_early(
     assert counted.delivered_bytes == sum(len(p) for _, p in seen)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.floats(1e5, 1e8), st.integers(100, 1500))
 def test_a_busy_link_carries_its_rate(rate: float, size: int) -> None:
     link, now, bits = pipe(Quality(rate)), 0.0, 0
