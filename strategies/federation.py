@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from flwr.serverapp import Grid
 
 from hffm_flower.config import RunConfig
-from hffm_flower.errors import ConfigError, HffmError, Interrupted, QuorumError
+from hffm_flower.errors import QuorumError
 from hffm_flower.ledger import CLOUD, Ledger, traffic
 from hffm_flower.modules import ModularState, ModuleKey
 from hffm_flower.payload import bytes_by_kind
@@ -21,7 +21,7 @@ from hffm_flower.records import modules_record, write_state
 from hffm_flower.report import RoundReport, TaskFacts
 from hffm_flower.result import build, carried, means, task_facts
 from hffm_flower.runfiles import RunFiles
-from hffm_flower.schedule import METHODS, Schedule, Scope
+from hffm_flower.schedule import Schedule, Scope
 from hffm_flower.tree import groups_of, plant
 from hffm_flower.wireless.pricing import price
 from strategies.cloud import CloudStrategy, quiet_flower
@@ -29,7 +29,6 @@ from strategies.edge import EdgeStrategy
 from strategies.grids import ClusterGrid, NestedGrid
 from strategies.modular import Member, highest_ranks
 from strategies.peer_grid import PeerGrid
-from strategies.planner import check_exchange
 from strategies.planting import edge_of, lora_of, schedule_of
 from strategies.registration import (
     VERSION,
@@ -42,55 +41,6 @@ from strategies.registration import (
 log = logging.getLogger(__name__)
 Event = Callable[[Mapping[str, object]], None]
 """Told of progress, for a live display: ``{"event": ..., ...}``."""
-
-
-def federate(
-    grid: Grid,
-    config: RunConfig,
-    files: RunFiles,
-    *,
-    event: Event = lambda event: None,
-    stop: threading.Event | None = None,
-) -> None:
-    """Run a federation over a grid of devices and write its folder.
-
-    Args:
-        grid: Flower's grid, or any that behaves like it; its nodes are the devices.
-        config: The run's settings.
-        files: Folder to fill; it keeps what was finished when the run ends early.
-        event: Told of progress.
-        stop: Set from outside to end the run.
-
-    Raises:
-        HffmError: The run cannot begin, or cannot go on; nothing that was saved is lost.
-    """
-    if METHODS[config.method].pooled:
-        raise ConfigError(
-            "method 'central' has no federation; use 'hffm run --method central'", key="method"
-        )
-    check_exchange(config)
-    stop = stop or threading.Event()
-    if config.deploy.tier == "cloud":
-        from strategies.cloud_tier import CloudTier
-
-        federation: Federation = CloudTier(config, files, event, stop)
-    else:
-        federation = Federation(config, files, event, stop)
-    status, reason = "failed", ""
-    try:
-        federation.run(grid)
-        status = "finished"
-    except Interrupted as error:
-        status, reason = "interrupted", str(error)
-        raise
-    except HffmError as error:
-        reason = str(error)
-        raise
-    except Exception as error:  # such as the SuperLink's end, or a stopped run
-        reason = f"{type(error).__name__}: {error}"
-        raise
-    finally:
-        federation.save(status, reason)
 
 
 class Federation:

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from hffm_flower.config import RunConfig
 from hffm_flower.runfiles import RunFiles
-from strategies.federation import federate
+from strategies.federate import federate
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from hffm_flower.errors import HffmError, Interrupted
 from hffm_flower.records import number
 from hffm_flower.runfiles import RunFiles
 from hffm_flower.session.shared_grid import SESSION, Answers, SessionGrid, twin_of
-from strategies.federation import Event, federate
+from strategies.federate import federate
+from strategies.federation import Event
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import pytest
 from clients import client_app
 from hffm_flower.config import RunConfig
 from hffm_flower.runfiles import RunFiles
-from strategies.federation import federate
+from strategies.federate import federate
 from tests.support.fake_grid import FakeGrid
 
 SETTINGS = """

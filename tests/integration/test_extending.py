@@ -23,7 +23,7 @@ from hffm_flower.runfiles import RunFiles
 from hffm_flower.session.preflight import check
 from hffm_flower.tasks import TaskSpec
 from hffm_flower.wireless.channel import CHANNELS
-from strategies.federation import federate
+from strategies.federate import federate
 from strategies.rules import RULES
 from tests.support.fake_grid import FakeGrid
 

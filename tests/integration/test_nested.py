@@ -19,7 +19,7 @@ from hffm_flower.runfiles import RunFiles
 from hffm_flower.tree import plant
 from strategies.cloud_tier import CloudTier
 from strategies.edge_tier import EdgeTier, serve_edge
-from strategies.federation import federate
+from strategies.federate import federate
 from tests.support.fake_grid import FIRST_NODE, FakeGrid
 from tests.support.played import play
 

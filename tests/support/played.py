@@ -14,7 +14,8 @@ from clients import client_app
 from hffm_flower.config import RunConfig
 from hffm_flower.report import RoundReport
 from hffm_flower.runfiles import RunFiles
-from strategies.federation import Event, federate
+from strategies.federate import federate
+from strategies.federation import Event
 from tests.support.fake_grid import FIRST_NODE, FakeGrid
 
 

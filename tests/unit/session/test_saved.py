@@ -15,7 +15,7 @@ from hffm_flower.errors import ConfigError, OutputError
 from hffm_flower.runfiles import RunFiles
 from hffm_flower.session.saved import recompute
 from hffm_flower.tasks import TASKS
-from strategies.federation import federate
+from strategies.federate import federate
 from tests.support.fake_grid import FakeGrid
 
 

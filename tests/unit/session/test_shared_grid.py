@@ -14,7 +14,7 @@ from hffm_flower.records import CONFIG, MODULES, modules_of, modules_record, to_
 from hffm_flower.runfiles import RunFiles
 from hffm_flower.session import shared_grid
 from hffm_flower.session.shared_grid import SESSION, Answers, SessionGrid, twin_of
-from strategies.federation import federate
+from strategies.federate import federate
 from strategies.grids import instruction
 from tests.support.fake_grid import FakeGrid
 from tests.support.memory import A, MemoryGrid, module, trained

@@ -21,7 +21,7 @@ from hffm_flower.session.comparison import Planned, compare, prepare, table
 from hffm_flower.session.comparison_plots import OTHERS, draw_comparison
 from hffm_flower.session.shared_grid import Answers, SessionGrid, twin_of
 from hffm_flower.session.variants import Variants, read_variants, variant_entries
-from strategies.federation import federate
+from strategies.federate import federate
 from tests.support.fake_grid import FakeGrid
 from tests.support.played import RecordingApp
 
