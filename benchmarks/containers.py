@@ -102,7 +102,8 @@ def tree(compose: str, rounds: int, kill: str, folder: Path) -> Seen:
             again = time.monotonic()
             stack.up("submit")
             if code := stack.ended():
-                raise SystemExit(f"the run after the lost one ended with code {code}")
+                told = stack("logs", "submit")
+                raise SystemExit(f"a run after the lost one: code {code}\n{told}")
             seen.at_s["a new run"] = time.monotonic() - again
         run = RunFiles(stack.runs(folder / "runs")[-1])
         summary = run.result()["summary"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -26,6 +27,8 @@ GONE_S = 4.0
 class Link:
     """A SuperLink and its guard; nodes' keys are registered in each life of it.
 
+    Runs that a former life has left in its database are stopped: nobody is at work on them.
+
     Args:
         name: Of the tier, for logs and for ``flwr``.
         role: Addresses, certificates, keys.
@@ -43,6 +46,7 @@ class Link:
         self._processes, self._flwr, self._restarts = processes, flwr, restarts
         self._registered = 0
         self._keys = role.public_keys()
+        self._lived = os.path.exists(role.database)
 
     def start(self) -> None:
         """Start the SuperLink and its guard."""
@@ -83,6 +87,8 @@ class Link:
             return False
         life = self.life
         try:
+            if self._lived:
+                self._stop_runs()
             for key in self._keys:
                 self._flwr.register(self.name, key)
         except HffmError as error:
@@ -90,8 +96,14 @@ class Link:
             return False
         if self._keys:
             log.info("%s: %d keys registered", self.name, len(self._keys))
-        self._registered = life
+        self._registered, self._lived = life, bool(self.role.database)
         return True
+
+    def _stop_runs(self) -> None:
+        for run in self._flwr.runs(self.name):
+            if not run.over:
+                self._flwr.stop(self.name, run.run_id)
+                log.warning("%s: run %d is stopped: its SuperLink has died", self.name, run.run_id)
 
 
 class EdgeRun:

@@ -40,6 +40,9 @@ class Flwr:
         self.state = "running"
         return len(self.handed_in)
 
+    def runs(self, link: str) -> list[Run]:
+        return [Run(7, "finished:completed"), Run(8, "running"), Run(9, "pending")]
+
     def status(self, link: str, run_id: int) -> Run:
         return Run(run_id, self.state, 0.0, self.details)
 
@@ -66,13 +69,15 @@ class Processes:
 class World:
     """A clock, open addresses, and an edge's run in between."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, **options: Any) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, folder: Path, *, database: str = "", **options: Any
+    ) -> None:
         self.now, self.open = 1000.0, {"127.0.0.1:8001"}
         monkeypatch.setattr("hffm_flower.session.tiers.time.monotonic", lambda: self.now)
         monkeypatch.setattr(hosts, "listening", lambda address: address in self.open)
         self.flwr, self.processes = Flwr(), Processes()
         (folder / "a.pub").write_bytes(supernode_pair("a")[1])
-        role = CloudRole.made({"insecure": True, "nodes": "*.pub"}, folder)
+        role = CloudRole.made({"insecure": True, "nodes": "*.pub", "database": database}, folder)
         self.link = Link("edge-0", role, self.processes, self.flwr)  # type: ignore[arg-type]
         self.run = EdgeRun(
             self.link, "gate", lambda n: {"n": n}, self.flwr, **options  # type: ignore[arg-type]
@@ -155,3 +160,20 @@ def test_a_command_that_fails_is_tried_again(world: World) -> None:
     world.flwr.broken = False
     world.go(3)
     assert world.flwr.handed_in == [{"n": 0}]
+
+
+@pytest.mark.parametrize("lived", [False, True])
+def test_runs_of_a_former_life_are_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lived: bool
+) -> None:
+    database = tmp_path / "superlink.db"
+    if lived:
+        database.touch()
+    world = World(monkeypatch, tmp_path, database=str(database))
+    world.go(2)
+    assert world.flwr.stopped == [8, 9] * lived
+    assert world.flwr.handed_in == [{"n": 0}]
+    world.processes.lives = 2
+    world.go(5)
+    assert world.flwr.stopped == [8, 9] * (1 + lived)
+    assert world.flwr.handed_in == [{"n": 0}] * 2
