@@ -221,17 +221,19 @@ def located(error: ConfigError, origin: Mapping[str, str]) -> ConfigError:
     return type(error)(f"{error.key}{where}: {error}", key=error.key)
 
 
-def read_toml(path: str | Path) -> dict[str, object]:
-    """Read a TOML file.
+def read_toml(path: str | Path, what: str = "the config") -> dict[str, Any]:
+    """Read a TOML file; ``what`` it is, for messages.
 
     Raises:
         ConfigError: It cannot be read, or is not valid.
     """
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config {str(path)!r}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"cannot read {what} {str(path)!r}: {error}") from error
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also: a number of 5000 digits
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 

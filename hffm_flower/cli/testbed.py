@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hffm_flower.cli import options
 from hffm_flower.cli.up import TreeDisplay
-from hffm_flower.errors import ConfigError, Interrupted
+from hffm_flower.errors import ConfigError, HffmError, Interrupted
 
 if TYPE_CHECKING:
     from hffm_flower.testbed.control import Carried
@@ -62,7 +63,6 @@ def bed_command(
         from hffm_flower.testbed.containers import find_containers
         from hffm_flower.testbed.hosts import check_scratch, nodes_of
         from hffm_flower.testbed.namespaces import check_allowed
-        from hffm_flower.testbed.plot import draw_times
         from hffm_flower.testbed.run import run_scenario, shape_containers
         from hffm_flower.testbed.scenario import load_scenarios
         from hffm_flower.tree import plant
@@ -77,15 +77,16 @@ def bed_command(
         scenarios = (
             load_scenarios(scenario, network.topology, chosen.rounds) if scenario else {"": ()}
         )
-        if docker is not None and len(scenarios) > 1:
-            raise ConfigError(
-                f"--docker: {scenario} holds {len(scenarios)} scenarios; one run of the containers "
-                "can have one"
-            )
         if docker is not None:
+            if len(scenarios) > 1:
+                raise ConfigError(
+                    f"--docker: {scenario} holds {len(scenarios)} scenarios; one run of the "
+                    "containers can have one"
+                )
             find_containers(docker, nodes_of(network))
         plan = check(chosen)
-        root = out.expanduser() if out else Path("runs") / time.strftime("testbed-%Y%m%d-%H%M%S")
+        usual = Path("runs") / time.strftime("testbed-%Y%m%d-%H%M%S")
+        root = (out or usual).expanduser().absolute()  # devices write there too, from elsewhere
         folders = {name: take_folder(chosen, root / name, origin="--out") for name in scenarios}
     console.print(
         f"[bold]{chosen.method}[/], {network.topology.edges} edges, {chosen.tree.devices} devices, "
@@ -109,22 +110,38 @@ def bed_command(
         except (KeyboardInterrupt, Interrupted) as error:
             raise Interrupted(f"the rounds so far are kept in {root}") from error
         outcomes.append(outcome)
-        if outcome.messages:
-            title = f"{name or 'messages'}: {chosen.tree.devices} devices, seed {chosen.seed}"
-            draw_times(outcome.messages, outcome.folder / PICTURE, title=title)
-            console.print(messages_table(outcome.messages))
-        if outcome.carried is not None:
-            console.print(emulator_cost(outcome.carried), highlight=False)
+        _tell_links(console, outcome, f"{chosen.tree.devices} devices, seed {chosen.seed}")
     _tell(console, outcomes, root)
 
 
+def _tell_links(console: Console, outcome: Outcome, title: str) -> None:
+    """What went over the links in one run."""
+    from hffm_flower.testbed.plot import draw_times
+
+    if outcome.messages:
+        title = f"{outcome.scenario or 'messages'}: {title}"
+        draw_times(outcome.messages, outcome.folder / PICTURE, title=title)
+        console.print(messages_table(outcome.messages))
+    else:
+        console.print("no message was timed", style="yellow")
+    if outcome.carried is not None:
+        console.print(emulator_cost(outcome.carried), highlight=False)
+
+
 def _tell(console: Console, outcomes: Sequence[Outcome], root: Path) -> None:
-    """What came of each scenario, and why some failed."""
+    """What came of each scenario, and why some failed.
+
+    Raises:
+        HffmError: The only run, under no scenario, has failed.
+    """
     console.print(outcomes_table(outcomes))
     for outcome in outcomes:
-        if outcome.reason:
-            console.print(f"{outcome.scenario or 'the run'} failed: {outcome.reason}", style="red")
-    console.print(f"results in [bold]{root}[/]")
+        if outcome.reason and outcome.scenario:
+            said = escape(f"{outcome.scenario} failed: {outcome.reason}")
+            console.print(said, style="red", soft_wrap=True)
+    console.print(f"results in [bold]{escape(str(root))}[/]", soft_wrap=True)
+    if outcomes[0].status == "failed" and not outcomes[0].scenario:
+        raise HffmError(f"the run: {outcomes[0].reason}")
 
 
 class BedDisplay(TreeDisplay):
@@ -133,7 +150,7 @@ class BedDisplay(TreeDisplay):
     def show(self, event: Mapping[str, object]) -> None:
         """Take one event."""
         if event["event"] in ("fault", "mended"):
-            self.console.print(f"  {event['event']}: {event['fault']}", highlight=False)
+            self.console.print(escape(f"  {event['event']}: {event['fault']}"), highlight=False)
         elif event["event"] == "round" and "edge" in event:
             self.console.print(f"  edge {event['edge']} is in round {event['t']}", highlight=False)
         else:

@@ -7,7 +7,6 @@ The file has a table for each task, ``[data.TASK]``, with the ``kind`` of its fo
 from __future__ import annotations
 
 import logging
-import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from hffm_flower.config import located
+from hffm_flower.config import located, read_toml
 from hffm_flower.data.own_hub import HubKind
 from hffm_flower.data.own_images import ImageCsv
 from hffm_flower.data.own_series import SeriesCsv
@@ -114,12 +113,7 @@ def read_own(path: Path, *, tasks: Collection[str], served: Collection[str], see
 
 
 def _tables(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("data")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the device's file {str(path)!r}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    tables = read_toml(path, "the device's file").get("data")
     if not isinstance(tables, dict) or not tables:
         raise ConfigError(f"{path} has no table [data.TASK]; tasks: {', '.join(TASKS)}", key="data")
     for task, table in tables.items():

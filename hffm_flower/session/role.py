@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, ValidationError
 
+from hffm_flower.config import read_toml
 from hffm_flower.errors import ConfigError
 from hffm_flower.pki_folder import CA_CERT
 from hffm_flower.pki_inspect import check_machine
@@ -46,12 +46,7 @@ class Role(Section):
         Raises:
             ConfigError: It cannot be read, or a value in it cannot work.
         """
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the role {str(path)!r}: {error}") from error
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path} is not valid TOML: {error}") from error
+        table = read_toml(path, "the role")
         try:
             return cls.made(table, path.resolve().parent)
         except ConfigError as error:

@@ -70,7 +70,7 @@ def check_emulator(processes: Processes) -> None:
         HffmError: It is gone, so that nothing arrives any more.
     """
     if not processes.running(EMULATOR):
-        raise HffmError(f"the link emulator is gone: {processes.tail(EMULATOR)}")
+        raise HffmError(f"the link emulator is gone: {processes.loss(EMULATOR)}")
 
 
 class NamespaceHosts:

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 PROMPT_S: Final = 0.05
 """A receiver that is ready so soon does not count as one that was waited for [s]."""
+LAST_ROUND: Final = 2**31
+LONGEST_S: Final = 7 * 86400.0
+"""So long no message takes [s]."""
 DIRECTIONS: Final = {"pulled": LinkClass.DOWNLINK, "pushed": LinkClass.UPLINK}
 
 MALFORMED: Final = (HffmError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
@@ -57,6 +60,12 @@ class Timed:
     measured_s: float
     waited_s: float = 0.0
     flower: bool = False
+
+    def __post_init__(self) -> None:
+        times = (self.modelled_s, self.measured_s, self.waited_s)
+        possible = self.bytes > 0 < self.modelled_s and 0 <= self.t < LAST_ROUND
+        if not possible or not all(0 <= s < LONGEST_S for s in times):
+            raise ValueError(f"no message: {self}")
 
     @property
     def ratio(self) -> float:

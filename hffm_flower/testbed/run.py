@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Final
@@ -44,7 +45,7 @@ def run_scenario(
     Raises:
         Interrupted: The user asked to stop; what was done until then is written.
     """
-    network, reason = plant(config), ""
+    network, reason, failed = plant(config), "", False
     stopped: Interrupted | KeyboardInterrupt | None = None
     timings = files.root / TIMINGS
     with NamespaceHosts(network, scenario, timings) as hosts:
@@ -53,12 +54,14 @@ def run_scenario(
         except (Interrupted, KeyboardInterrupt) as error:
             stopped, reason = error, str(error) or "stopped on request"
         except HffmError as error:
-            reason = str(error)
+            reason, failed = str(error), True
         events = hosts.air.events if hosts.air else []
     if stopped is not None and not files.has_result():
         raise stopped
     messages = read_timings(timings, network) if timings.exists() else []
     outcome = Outcome.of_run(name, files, reason, messages, hosts.carried)
+    if failed:  # the cloud itself may only know that it was stopped
+        outcome = dataclasses.replace(outcome, status="failed")
     outcome.write(scenario, events)
     if stopped is not None:
         raise stopped

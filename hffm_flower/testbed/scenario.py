@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from hffm_flower.config import read_toml
 from hffm_flower.errors import ConfigError
 from hffm_flower.ledger import CLOUD, DEVICE, EDGE
 from hffm_flower.sections import Section
@@ -119,12 +119,12 @@ def load_scenarios(path: Path, topology: Topology, rounds: int) -> dict[str, Sce
     Raises:
         ConfigError: It cannot be read, or a fault in it cannot be.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the scenarios {str(path)!r}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    table = read_toml(path, "the scenarios")
+    for name, faults in table.items():
+        if not isinstance(faults, list):
+            raise ConfigError(
+                f"{path}: {name!r:.80} is no list; write [[{name:.80}]] or {name:.80} = []"
+            )
     try:
         scenarios = _FILE.validate_python(table)
     except ValidationError as error:

@@ -71,7 +71,11 @@ def test_messages_over_flower_have_an_overhead(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line", ["3", '{"a": 1}', '{"kind": "peers"', '{"kind": "peers", "t": 1, "ready": 3}',
              '{"kind": "pushed", "group": 1, "bytes": "x"}', "[" * 100_000, "\x00",
-             '{"kind": "peers", "t": 1, "ready": [], "sent": [[2, 0, 0, 99, 1, 0, 1]]}'],
+             '{"kind": "peers", "t": 1, "ready": [], "sent": [[2, 0, 0, 99, 1, 0, 1]]}',
+             '{"kind": "peers", "t": 1, "ready": [], "sent": [[2, 0, 0, 1, 0, 0, 1]]}',
+             '{"kind": "peers", "t": 1, "ready": [], "sent": [[2, 0, 0, 1, 9, NaN, 1]]}',
+             '{"kind": "peers", "t": 1, "ready": [], "sent": [[2, 0, 0, 1, 9, 1, -1e308]]}',
+             '{"kind": "peers", "t": 1e30, "ready": [], "sent": [[2, 0, 0, 1, 9, 1, 2]]}'],
 )  # fmt: skip
 def test_a_line_that_is_none_is_left_out(tmp_path: Path, line: str) -> None:
     whole = peers(2, sent=[[UP, 0, 0, 1, 10**6, 50.0, 54.0]])

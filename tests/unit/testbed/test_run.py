@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hffm_flower.config import RunConfig
-from hffm_flower.errors import Interrupted
+from hffm_flower.errors import HffmError, Interrupted
 from hffm_flower.runfiles import RESULT, RunFiles
 from hffm_flower.testbed import run
 from hffm_flower.testbed.report import REPORT
@@ -54,4 +54,20 @@ def test_a_stopped_run(
         told = json.loads((files.root / REPORT).read_text())
         assert told["status"] == "stopped"
         assert told["reason"] == (str(stopped) or "stopped on request")
+    files.release()
+
+
+def test_a_run_whose_links_fail_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cloud was stopped for it, and says only that."""
+    files = RunFiles.claim(tmp_path / "run")
+
+    def up(*_: Any) -> None:
+        (files.root / RESULT).write_text('{"status": "interrupted", "config": {}, "summary": null}')
+        (files.root / "rounds.jsonl").touch()
+        raise HffmError("the link emulator is gone")
+
+    monkeypatch.setattr(run, "NamespaceHosts", Hosts)
+    monkeypatch.setattr(run, "up", up)
+    outcome = run.run_scenario("", (), CONFIG, None, files, print)  # type: ignore[arg-type]
+    assert (outcome.status, outcome.reason) == ("failed", "the link emulator is gone")
     files.release()

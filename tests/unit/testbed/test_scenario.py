@@ -51,6 +51,9 @@ def test_a_file_of_scenarios(tmp_path: Path) -> None:
     [
         ("", "holds no scenario"),
         ("[[a]\n", "is not valid TOML"),
+        ("[[a]]\nround = 1" + "0" * 5000, "is not valid TOML"),
+        ("a = " + "[" * 9000, "is not valid TOML"),
+        ('[a]\nwhat = "cut"\n', "'a' is no list; write [[a]] or a = []"),
         ('[[a]]\nwhat = "burn"\n', "a.0.what: 'burn'"),
         ('[[a]]\nwhat = "cut"\nwhen = 3\n', "a.0.when: 3: Extra inputs"),
         ('[[a]]\nwhat = "cut"\nround = 0\n', "a.0.round: 0"),
