@@ -46,7 +46,8 @@ class Link:
         self._processes, self._flwr, self._restarts = processes, flwr, restarts
         self._registered = 0
         self._keys = role.public_keys()
-        self._lived = os.path.exists(role.database)
+        self._cleared = 0 if os.path.exists(role.database) else 1
+        """The life before which no run was left."""
 
     def start(self) -> None:
         """Start the SuperLink and its guard."""
@@ -87,8 +88,9 @@ class Link:
             return False
         life = self.life
         try:
-            if self._lived:
+            if self.role.database and self._cleared < life:
                 self._stop_runs()
+                self._cleared = life
             for key in self._keys:
                 self._flwr.register(self.name, key)
         except HffmError as error:
@@ -96,7 +98,7 @@ class Link:
             return False
         if self._keys:
             log.info("%s: %d keys registered", self.name, len(self._keys))
-        self._registered, self._lived = life, bool(self.role.database)
+        self._registered = life
         return True
 
     def _stop_runs(self) -> None:

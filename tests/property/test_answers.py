@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,9 +29,9 @@ def test_case_does_not_matter(text: str) -> None:
 
 
 @given(st.lists(TEXTS, max_size=6), st.randoms(use_true_random=False))
-def test_the_majority_does_not_depend_on_the_order(answers: list[str], random: object) -> None:
+def test_the_majority_does_not_depend_on_the_order(answers: list[str], random: Random) -> None:
     mixed = list(answers)
-    random.shuffle(mixed)  # type: ignore[attr-defined]
+    random.shuffle(mixed)
     assert majority(mixed) == majority(answers)
     assert majority(answers) in {"", *map(normalised, answers)}
 

@@ -159,7 +159,9 @@ def test_packaged_pictures_in_a_folder_are_the_same_items(tmp_path: Path) -> Non
     packaged = DATASETS["easy-vqa"]("easyvqa10", train_per_answer=3, test_per_answer=1, seed=1)
     rows = np.arange(30)
     for i, item in enumerate(packaged.items("image", "train", rows)):
-        item.load().save(tmp_path / f"{i}.png")  # type: ignore[union-attr]
+        picture = item.load()
+        assert isinstance(picture, Image.Image)
+        picture.save(tmp_path / f"{i}.png")
     questions = [str(i.load()) for i in packaged.items("text", "train", rows)]
     answers = [TASKS["easyvqa10"].answers[k].title() for k in packaged.labels("train")]
     lines = [(f"{i}.png", q, a) for i, (q, a) in enumerate(zip(questions, answers, strict=True))]

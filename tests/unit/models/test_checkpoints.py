@@ -16,6 +16,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from hffm_flower.errors import ConfigError
 from hffm_flower.models import checkpoints
@@ -158,7 +159,8 @@ def test_weights_in_parts_and_old_files_are_read(bert: Path) -> None:
     torch.save(state, bert / "pytorch_model.bin")
     old = find(bert).load("BertModel", "pretrained", seed=0)
     (bert / "pytorch_model.bin").unlink()
-    network.save_pretrained(bert, max_shard_size="30KB")  # type: ignore[operator]
+    assert isinstance(network, PreTrainedModel)
+    network.save_pretrained(bert, max_shard_size="30KB")
     parts = find(bert).weights()
     assert parts[0].name == "model.safetensors.index.json"
     assert len(parts) > 2

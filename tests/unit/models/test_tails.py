@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -119,8 +120,9 @@ def test_a_stream_that_does_not_pass_is_refused() -> None:
         tail("image-grid", tokens)
     with pytest.raises(ValueError, match="none do"):
         encoder("lite0", "random", 0).tail()("image", tokens)
+    plain: Any = Tail
     with pytest.raises(TypeError, match="abstract"):
-        Tail({}, ["image"])  # type: ignore[abstract]
+        plain({}, ["image"])
 
 
 @pytest.mark.parametrize("name", TUNED)

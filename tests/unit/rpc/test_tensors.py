@@ -57,8 +57,9 @@ def test_tensors_are_not_copied() -> None:
 
 
 def test_other_numbers_do_not_travel() -> None:
+    doubles: Any = np.zeros(3)
     with pytest.raises(ModuleError, match="only float32 travels"):
-        TensorFile({A: {"w": np.zeros(3)}})  # type: ignore[dict-item]
+        TensorFile({A: {"w": doubles}})
 
 
 def table(**changes: Any) -> dict[str, Any]:

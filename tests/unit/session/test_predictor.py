@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -78,9 +80,9 @@ def test_candidates_come_back_ranked(model: Predictor) -> None:
 
 
 @pytest.mark.parametrize("candidates", ["one text", [], None, 7])
-def test_what_is_to_be_found_needs_candidates(model: Predictor, candidates: object) -> None:
+def test_what_is_to_be_found_needs_candidates(model: Predictor, candidates: Any) -> None:
     with pytest.raises(ConfigError, match="text must be the candidates to rank, a list, not"):
-        model.predict("emoji-retrieval", image=PICTURE, text=candidates)  # type: ignore[arg-type]
+        model.predict("emoji-retrieval", image=PICTURE, text=candidates)
 
 
 def test_other_windows_are_refused(model: Predictor) -> None:

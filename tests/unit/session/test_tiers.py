@@ -170,8 +170,11 @@ def test_runs_of_a_former_life_are_stopped(
     if lived:
         database.touch()
     world = World(monkeypatch, tmp_path, database=str(database))
-    world.go(2)
-    assert world.flwr.stopped == [8, 9] * lived
+    world.flwr.broken = True
+    world.go(5)
+    world.flwr.broken = False
+    world.go(5)
+    assert world.flwr.stopped == [8, 9] * lived, "once, or what is handed in now would go too"
     assert world.flwr.handed_in == [{"n": 0}]
     world.processes.lives = 2
     world.go(5)
