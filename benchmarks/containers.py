@@ -25,6 +25,7 @@ from tests.support.deployment import ROOT
 NODES = ("cloud", *EDGES, *DEVICES)
 TICK_S = 0.5
 DEADLINE_S = 60
+AGAIN_S = 300.0
 KILL_AFTER = 2
 ROUND = re.compile(r"round (\d+)/")
 
@@ -95,7 +96,10 @@ def tree(compose: str, rounds: int, kill: str, folder: Path) -> Seen:
         follow(stack, kill, seen, begun)
         seen.code = int(stack.about("submit", "{{.State.ExitCode}}"))
         if kill and "healthy again" not in seen.at_s:
+            until = time.monotonic() + AGAIN_S
             while stack.about(kill, "{{.RestartCount}} {{.State.Health.Status}}") != "1 healthy":
+                if time.monotonic() > until:
+                    raise SystemExit(f"{kill} is not healthy {AGAIN_S:.0f} s after its run")
                 time.sleep(TICK_S)
             seen.at_s["healthy again"] = time.monotonic() - begun
         if seen.code:  # the run is lost; another one, at once

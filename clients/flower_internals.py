@@ -290,8 +290,8 @@ def _read_answer(response: httpx.Response, address: str) -> Exception:
         problem = RunOver(text)
     elif code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
         problem = Refused(
-            f"the SuperLink at {address} does not know this node's key; "
-            "register it with 'flwr supernode register'"
+            f"the SuperLink at {address} does not know this node's key, or holds its predecessor "
+            "for alive, up to 30 s; register it with 'flwr supernode register', or wait"
         )
     return problem
 
