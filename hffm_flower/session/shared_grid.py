@@ -74,7 +74,7 @@ class SessionGrid(GridView):
         self._count = itertools.count()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send what was not answered before."""
+        """Send what was not answered before; a message that is refused has an empty id."""
         return [self._push(message) for message in messages]
 
     def _push(self, message: Message) -> str:
@@ -86,7 +86,9 @@ class SessionGrid(GridView):
             self._ready[name] = Message(known, reply_to=message)
             return name
         message.content[SESSION] = ConfigRecord({"run": self._place})
-        (name,) = self._grid.push_messages([message])
+        name = next(iter(self._grid.push_messages([message])), "")
+        if not name:  # such as one whose time to live is over already
+            return ""
         self._asked[name] = question
         return name
 

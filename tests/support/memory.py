@@ -93,7 +93,7 @@ class MemoryGrid(Grid):
 
     Args:
         devices: Node id -> what it answers.
-        unsendable: Nodes for which the grid gives no message id.
+        unsendable: Nodes for which the grid gives no message id, as Flower's simulation does.
     """
 
     def __init__(self, devices: Mapping[int, Device], *, unsendable: Collection[int] = ()) -> None:
@@ -121,7 +121,6 @@ class MemoryGrid(Grid):
         for message in messages:
             node = message.metadata.dst_node_id
             if node in self.unsendable:
-                ids.append("")
                 continue
             self.sent.append(numbered(message))
             ids.append(message.metadata.message_id)

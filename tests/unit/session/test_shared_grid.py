@@ -15,7 +15,7 @@ from hffm_flower.runfiles import RunFiles
 from hffm_flower.session import shared_grid
 from hffm_flower.session.shared_grid import SESSION, Answers, SessionGrid, twin_of
 from strategies.federate import federate
-from strategies.grids import instruction
+from strategies.grids import ClusterGrid, instruction
 from tests.support.fake_grid import FakeGrid
 from tests.support.memory import A, MemoryGrid, module, trained
 from tests.support.played import RecordingApp
@@ -75,6 +75,14 @@ def test_another_question_is_asked(grid: MemoryGrid, other: dict[str, int]) -> N
     send(first, ask())
     send(second, ask(**other))  # type: ignore[arg-type]
     assert len(grid.sent) == 2
+
+
+def test_a_message_that_flower_refuses_has_no_answer() -> None:
+    under = MemoryGrid({1: answer, 2: answer}, unsendable=[1])
+    view = ClusterGrid(SessionGrid(under, 0, answers=Answers()), [1, 2])
+    refused, good = view.send_and_receive([ask(1), ask(2)], timeout=5)
+    assert (refused.metadata.src_node_id, refused.error.reason) == (1, "could not be sent")
+    assert good.has_content()
 
 
 def test_runs_of_other_seeds_share_nothing(grid: MemoryGrid) -> None:
