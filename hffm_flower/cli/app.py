@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import sys
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import typer
 from rich.console import Console
@@ -60,6 +61,10 @@ app.add_typer(certs.certs, name="certs")
 BAD_INPUT = 2
 FAILED = 1
 INTERRUPTED = 130
+ENOUGH_FILES: Final = 4096
+"""A tree's SuperLinks keep a connection or two for each node."""
+LEAST_FILES: Final = 256
+"""With fewer open files programs wait for each other without a word."""
 
 
 @app.callback(invoke_without_command=True)
@@ -78,6 +83,7 @@ def main() -> None:
         ends.append(signal.SIGHUP)
     before = {number: signal.signal(number, _interrupt) for number in ends}
     try:
+        _allow_files()
         app()
     except (ConfigError, AssetError) as error:
         errors.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
@@ -91,6 +97,23 @@ def main() -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _allow_files() -> None:
+    """Let this program and those that it starts have enough files and connections open.
+
+    Raises:
+        ConfigError: The system does not let them.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = ENOUGH_FILES if hard == resource.RLIM_INFINITY else min(hard, ENOUGH_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < LEAST_FILES:
+        raise ConfigError(
+            f"ulimit -n: this shell lets a program have {hard} files open; allowed: from "
+            f"{LEAST_FILES}"
+        )
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:

@@ -80,10 +80,15 @@ def at_work(project: str, nodes: Sequence[str]) -> dict[str, Container]:
         raise ConfigError("--docker: there is no program 'docker'")
     ids = _docker("ps", "-q", "--filter", f"label={PROJECT}={project}").split()
     found: dict[str, Container] = {}
-    for told in json.loads(_docker("inspect", *ids)) if ids else []:
-        node = told["Config"]["Labels"][SERVICE].removeprefix("gpu-").replace("-", "/")
-        if node in nodes and told["State"]["Pid"]:  # 0: it is between two lives
-            found[node] = _container(told)
+    try:
+        for told in json.loads(_docker("inspect", *ids)) if ids else []:
+            node = told["Config"]["Labels"][SERVICE].removeprefix("gpu-").replace("-", "/")
+            if node in nodes and told["State"]["Pid"]:  # 0: it is between two lives
+                found[node] = _container(told)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"--docker: docker inspect does not answer as Docker's does: {error!r}"
+        ) from error
     return found
 
 

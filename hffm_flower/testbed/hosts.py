@@ -100,8 +100,10 @@ class NamespaceHosts:
         self.carried: Carried | None = None
 
     def __enter__(self) -> Self:
-        for node in self._nodes:
-            self._spaces[node] = self._stack.enter_context(Namespace())
+        with contextlib.ExitStack() as made:
+            for node in self._nodes:
+                self._spaces[node] = made.enter_context(Namespace())
+            self._stack = made.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -54,6 +54,11 @@ def check_allowed() -> None:
     try:
         with Namespace() as here:
             os.close(here.open_tun())
+            here.ip(["link set lo up"])
+    except HffmError as error:
+        raise ConfigError(
+            f"{wanted}; the program 'ip' is not that of iproute2, or is not allowed to: {error}"
+        ) from error
     except OSError as error:
         raise ConfigError(
             f"{wanted}, which this user (id {os.geteuid()}) may not: {error}; be root, with "
@@ -117,14 +122,18 @@ class Namespace:
         """Commands of ``ip``, one a line.
 
         Raises:
-            HffmError: One of them failed.
+            HffmError: One of them failed, or took too long.
         """
-        done = subprocess.run(
-            [*self.prefix, "ip", "-batch", "-"], input="\n".join(lines) + "\n", text=True,
-            capture_output=True, timeout=PATIENCE_S, check=False,
-        )  # fmt: skip
+        asked = f"ip {'; '.join(lines)}"
+        try:
+            done = subprocess.run(
+                [*self.prefix, "ip", "-batch", "-"], input="\n".join(lines) + "\n", text=True,
+                capture_output=True, timeout=PATIENCE_S, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise HffmError(f"{asked}: no answer for {PATIENCE_S:.0f} s") from error
         if done.returncode:
-            raise HffmError(f"ip {'; '.join(lines)}: {done.stderr.strip()}")
+            raise HffmError(f"{asked}: {done.stderr.strip()}")
 
     def close(self) -> None:
         """Let it go; it stays while processes are in it."""

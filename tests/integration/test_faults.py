@@ -47,7 +47,7 @@ def test_a_faulty_device_is_dropped_and_the_others_count(
 ) -> None:
     began = time.monotonic()
     run = faulty(quick, tmp_path / "out", fault)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert run.error is None
     (report,) = run.rounds
     assert report.devices == [1, 2, 4, 5]
@@ -153,7 +153,7 @@ def test_with_no_device_left_the_run_fails_and_keeps_what_it_had(
     config = tiny.with_values(rounds=4, tree__period=2, server__deadline_s=DEADLINE_S)
     began = time.monotonic()
     run = faulty(config, tmp_path / "out", fault, devices=range(6), first=first)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert isinstance(run.error, QuorumError)
     assert run.result["status"] == "failed"
     assert REASON[fault] in run.result["reason"]

@@ -272,12 +272,10 @@ def test_a_new_round_sends_the_old_one_away() -> None:
 def test_streams_that_say_nothing_do_not_keep_members_out() -> None:
     with peers(range(2), Limits(streams=2)) as cluster, ThreadPoolExecutor(2) as pool:
         where = cluster.reactor, cluster.addresses[0]
-        silent = [pool.submit(push, *where, [8.0]) for _ in range(2)]
+        silent = [pool.submit(push, *where, [60.0]) for _ in range(2)]
         time.sleep(0.3)
-        began = time.monotonic()
         held = cluster.play(star([1]), {i: update_of(i) for i in (0, 1)}, deadline_s=20.0)
-        assert time.monotonic() - began < 4.0
-        assert [s.result() for s in silent] == [Verdict.TRUNCATED] * 2
+        assert [s.result(timeout=20.0) for s in silent] == [Verdict.TRUNCATED] * 2
     assert held[0][0].intact
 
 

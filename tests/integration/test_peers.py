@@ -97,7 +97,7 @@ def test_a_slow_device_is_not_waited_for_twice_and_stays_live() -> None:
     with peers(range(3)) as cluster:
         late = star([])
         began = time.monotonic()
-        held = cluster.play(plan, {i: updates[i] for i in (0, 1)}, deadline_s=4.0)
+        held = cluster.play(plan, {i: updates[i] for i in (0, 1)}, deadline_s=8.0)
         took_s = time.monotonic() - began
         own = cluster[2].play(late, 0, [Parcel.of(updates[2], 2)], deadline_s=0.5)
         verdict = push(
@@ -113,7 +113,7 @@ def test_a_slow_device_is_not_waited_for_twice_and_stays_live() -> None:
     assert same_parcels(own, [Parcel.of(updates[2], 2)])
     assert verdict == Verdict.LATE
     assert len(missed) == 4
-    assert took_s < 4.0
+    assert took_s < 8.0
 
 
 def test_a_device_that_dies_in_mid_stream_takes_only_its_own_along() -> None:

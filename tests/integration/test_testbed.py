@@ -198,3 +198,19 @@ def test_where_it_is_not_allowed_the_message_says_what_is_missing(
     monkeypatch.setattr(module, "_call", refused)
     with pytest.raises(ConfigError, match=r"may not: .*not permitted; be root, with CAP_NET_ADMIN"):
         module.check_allowed()
+
+
+def test_another_ip_than_iproute2s_is_found_out_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    skip_unless_allowed()
+    other = tmp_path / "ip"
+    other.write_text('#!/bin/sh\necho "ip: unknown option -- batch" >&2\nexit 1\n')
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ConfigError, match=r"not that of iproute2.*unknown option -- batch"):
+        module.check_allowed()
+    other.write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(module, "PATIENCE_S", 0.2)
+    with pytest.raises(ConfigError, match="ip link set lo up: no answer for"):
+        module.check_allowed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from dataclasses import replace
 from itertools import takewhile
@@ -45,6 +46,30 @@ def told(table: str, at: int) -> str:
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert hffm(monkeypatch, capsys, "--version") == (0, f"hffm-flower {__version__}\n")
+
+
+@pytest.mark.parametrize(("limits", "code", "left"), [
+    ((64, 1024), 0, 1024),
+    ((64, resource.RLIM_INFINITY), 0, 4096),
+    ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), 0, resource.RLIM_INFINITY),
+    ((8192, 65536), 0, 8192),
+    ((24, 24), 2, 24),
+])  # fmt: skip
+def test_open_files_are_raised_to_what_the_system_allows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    limits: tuple[int, int], code: int, left: int,
+) -> None:  # fmt: skip
+    soft, hard = limits
+    changes: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: changes.append(pair))
+    monkeypatch.setattr(sys, "argv", ["hffm", "--version"])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == code
+    assert changes == ([(left, hard)] if left != soft else [])
+    said = "ulimit -n: this shell lets a program have 24 files open; allowed: from 256"
+    assert (said in " ".join(capsys.readouterr().err.split())) is (code == 2)
 
 
 def test_data_shows_and_plots_who_has_what(

@@ -146,7 +146,7 @@ def test_a_dead_peer_costs_its_parcel_and_no_more(tiny: RunConfig) -> None:
     address = f"127.0.0.1:{free_port()}"
     began = time.monotonic()
     content = train(tiny, plan, state, admission(state, here=address), address)
-    assert time.monotonic() - began < 4.0
+    assert time.monotonic() - began < 10.0
     (parcel,) = parcels_of(content)
     assert {d for who in parcel.behind.values() for d in who} == {ME}
     assert not parcel.intact
