@@ -121,7 +121,7 @@ def test_the_round_of_an_edge_that_is_away_is_kept(
 
 
 def test_a_docker_that_speaks_another_language(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers.shutil, "which", lambda tool: tool)
+    monkeypatch.setattr("shutil.which", lambda tool: tool)
     for said in ("no list", '[{"Id": "abc"}]', "[1]"):
         monkeypatch.setattr(containers, "_docker", lambda *words, said=said: said)
         with pytest.raises(ConfigError, match="docker inspect does not answer as Docker's does"):
