@@ -1,6 +1,6 @@
 """Streaming merge beside stacking all updates first: time and peak memory, as ratios.
 
-Run: python benchmarks/aggregation.py [CLIENTS]
+Run: python -m benchmarks.aggregation [CLIENTS]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a cluster's exchange costs: the plans against each other, in bytes, seconds and joules.
 
-Run: ``python benchmarks/d2d.py [DEVICES [CLUSTERS]]``. Ratios are medians over the clusters.
+Run: ``python -m benchmarks.d2d [DEVICES [CLUSTERS]]``. Ratios are medians over the clusters.
 """
 
 from __future__ import annotations

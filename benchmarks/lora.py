@@ -1,6 +1,6 @@
 """Mean update of LoRA modules: error of each rule, and the exact one beside a dense SVD.
 
-Run: python benchmarks/lora.py [SIZE] [CLIENTS] [RANK]
+Run: python -m benchmarks.lora [SIZE] [CLIENTS] [RANK]
 """
 
 from __future__ import annotations

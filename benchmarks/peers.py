@@ -65,7 +65,7 @@ class End:
         limits = Limits(message_bytes=size, buffered_bytes=size)
         self.me, self.update = me, parcel(megabytes if me else 0)
         self.small = parcel(megabytes // 3, SMALL)
-        layout = shapes(parcel(megabytes).state | self.small.state)
+        layout = shapes({**parcel(megabytes).state, **self.small.state})
         self.allowed = Allowed(layout, {0: 1.0, 1: 1.0})
         self.exchange = PeerExchange(me, "127.0.0.1:0", insecure=True, limits=limits)
         self.plan = Plan(

@@ -1,6 +1,6 @@
 """Time of pricing one edge round, by method and number of transfers.
 
-Run: ``python benchmarks/pricing.py [DEVICES]``. 300 transfers should take less than 10 ms.
+Run: ``python -m benchmarks.pricing [DEVICES]``. 300 transfers should take less than 10 ms.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A training step of full-size ViLT: adapters in all layers, in the last ones, and memory.
 
-    python benchmarks/vilt.py [--steps 2] [--plain] [--checkpoint FOLDER]
+    python -m benchmarks.vilt [--steps 2] [--plain] [--checkpoint FOLDER]
 
 Random weights of the published architecture unless a folder is given. CPU seconds of one thread
 per step of eight examples. Cached: the layers in front of the adapted ones have been run once.
@@ -139,7 +139,7 @@ def plain_step(folder: Path) -> Callable[[], None]:
     def step() -> None:
         optimizer.zero_grad()
         pooled = network(**inputs).pooler_output
-        nn.functional.cross_entropy(head(pooled), torch.arange(BATCH)).backward()
+        torch.autograd.backward(nn.functional.cross_entropy(head(pooled), torch.arange(BATCH)))
         optimizer.step()
 
     return step

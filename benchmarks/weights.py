@@ -5,7 +5,7 @@ docs/published-vs-corrected.md), so that of a cluster's four users the first wei
 the same federation is trained with the masses as they are and with those weights, on the
 in-process grid of the tests.
 
-Run: ``python benchmarks/weights.py [SEEDS]``; about two minutes a seed on an idle core.
+Run: ``python -m benchmarks.weights [SEEDS]``; about two minutes a seed on an idle core.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Rates of a million links: vectorised, against a loop over links; the ratio is the figure.
 
-Run: ``python benchmarks/wireless.py [LINKS]``. The loop takes a part of the links only.
+Run: ``python -m benchmarks.wireless [LINKS]``. The loop takes a part of the links only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def looped(distances_m: list[float], fading: list[float]) -> list[float]:
     rates = []
     for distance_m, power in zip(distances_m, fading, strict=True):
         gain = 10**-3 * max(distance_m, 1.0) ** -3 * power
-        rates.append(BAND_HZ * math.log2(1 + POWER_W * gain / (NOISE_W_HZ * BAND_HZ)))
+        rates.append(BAND_HZ * math.log1p(POWER_W * gain / (NOISE_W_HZ * BAND_HZ)) / math.log(2))
     return rates
 
 

@@ -21,7 +21,7 @@ LINE = re.compile(r"said +(\d+) MiB, took +(\d+) MiB")
 def test_full_size_vilt_takes_the_memory_that_was_said() -> None:
     """As much as `hffm plan-memory` says, within 20 %, at the peak of a process that trains."""
     told = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "vilt.py"), "--steps", "0"],
+        [sys.executable, "-m", "benchmarks.vilt", "--steps", "0"],
         check=True, capture_output=True, text=True, timeout=1800, cwd=ROOT,
     )  # fmt: skip
     found = [(int(said), int(took)) for said, took in LINE.findall(told.stdout)]
