@@ -21,9 +21,7 @@ FILE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = FILE["services"]
 ENDING = {"certs", "submit"}
 NODES = sorted(SERVICES.keys() - ENDING)
-COMPOSES_OWN = {
-    "COMPOSE_PROJECT_NAME", "COMPOSE_PROFILES", "COMPOSE_DOCKER_CLI_BUILD", "DOCKER_BUILDKIT",
-}  # fmt: skip
+COMPOSES_OWN = {"COMPOSE_PROJECT_NAME", "COMPOSE_PROFILES"}
 
 
 def knobs() -> dict[str, str]:
