@@ -179,18 +179,13 @@ class Ledger:
     def take(self, t: int) -> tuple[Transfer, ...]:
         """Remove and return the rows of round ``t``.
 
-        They come in the order phase, step, sender, receiver (by index, not by spelling), weight;
-        rows equal in all, in the order in which they were added.
+        They come in the order phase, step, sender, receiver (by index, not by spelling); rows
+        equal in all, in the order in which they were added.
         """
         with self._lock:
             taken = [row for row in self._rows if row.t == t]
             self._rows = [row for row in self._rows if row.t != t]
-        return tuple(
-            sorted(
-                taken,
-                key=lambda r: (r.order, node_of(r.src), node_of(r.dst), r.header_bytes, r.sizes),
-            )
-        )
+        return tuple(sorted(taken, key=lambda r: (r.order, node_of(r.src), node_of(r.dst))))
 
     @property
     def rows(self) -> tuple[Transfer, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -91,7 +91,39 @@ class Topology:
 
     def directed(self) -> tuple[Link, ...]:
         """The links in both directions, (sender, receiver), sorted."""
-        return tuple(sorted([*self.links, *((b, a) for a, b in self.links)]))
+        return _both_ways(self.links)
+
+    def among(self, members: Iterable[int]) -> tuple[Link, ...]:
+        """The links among some devices in both directions, as `directed`.
+
+        Those that only the others join are joined by the shortest pairs: an idle device relays
+        nothing.
+        """
+        import networkx as nx
+
+        inside = set(members)
+        kept = nx.Graph([link for link in self.links if inside.issuperset(link)])
+        kept.add_nodes_from(inside)
+        for joined in nx.connected_components(nx.Graph(self.links)):
+            here = sorted(joined & inside)
+            if not here or nx.is_connected(kept.subgraph(here)):
+                continue
+            apart_m = distances_m(self.positions_m[here], self.positions_m[here])
+            cost = {
+                (a, b): 0.0 if kept.has_edge(a, b) else float(apart_m[here.index(a), here.index(b)])
+                for a, b in itertools.combinations(here, 2)
+            }
+            kept.add_edges_from(spanning_tree(cost))
+        return _both_ways((min(link), max(link)) for link in kept.edges)
+
+    def audible(self) -> tuple[Link, ...]:
+        """Pairs, sender and receiver, that have a link or can come to have one (`among`)."""
+        groups = self.clusters if self.links else ()
+        return tuple(sorted(pair for g in groups for pair in itertools.permutations(g, 2)))
+
+
+def _both_ways(links: Iterable[Link]) -> tuple[Link, ...]:
+    return tuple(sorted(pair for a, b in links for pair in ((a, b), (b, a))))
 
 
 def distances_m(a_m: Metres, b_m: Metres) -> Metres:

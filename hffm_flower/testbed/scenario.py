@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
@@ -24,6 +24,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from hffm_flower.config import read_toml
 from hffm_flower.errors import ConfigError
 from hffm_flower.ledger import CLOUD, DEVICE, EDGE
+from hffm_flower.routes import Link
 from hffm_flower.sections import Section
 from hffm_flower.testbed.link import Quality
 from hffm_flower.topology import Topology
@@ -167,7 +168,7 @@ def links_at(where: str, topology: Topology) -> frozenset[Ends]:
     Raises:
         ConfigError: There is no such thing.
     """
-    links = _all(topology)
+    links = _all(topology, topology.audible())
     kind, number = _numbered(where)
     if where == "all":
         return links
@@ -179,7 +180,7 @@ def links_at(where: str, topology: Topology) -> frozenset[Ends]:
         return frozenset(ends for ends in links if len(inside.intersection(ends)) == 1)
     a, dash, b = where.partition("-")
     found = _both(a, b) if dash else frozenset(ends for ends in links if where in ends)
-    if not found or not found <= links:
+    if not found or (dash and not found <= _all(topology, topology.directed())):
         raise ConfigError(
             f"where = {where!r:.80} is no place in this tree of {topology.edges} edges, "
             f"{topology.devices} devices and {len(topology.links)} D2D links; allowed: {FORMS}"
@@ -187,13 +188,13 @@ def links_at(where: str, topology: Topology) -> frozenset[Ends]:
     return found
 
 
-def _all(topology: Topology) -> frozenset[Ends]:
+def _all(topology: Topology, pairs: Iterable[Link]) -> frozenset[Ends]:
     found: set[Ends] = set()
     for edge, members in enumerate(topology.clusters):
         found |= _both(f"{EDGE}/{edge}", CLOUD)
         for device in members:
             found |= _both(f"{DEVICE}/{device}", f"{EDGE}/{edge}")
-    return frozenset(found | {(f"{DEVICE}/{a}", f"{DEVICE}/{b}") for a, b in topology.directed()})
+    return frozenset(found | {(f"{DEVICE}/{a}", f"{DEVICE}/{b}") for a, b in pairs})
 
 
 def _both(a: str, b: str) -> frozenset[Ends]:

@@ -34,7 +34,7 @@ def cell_links(network: Network, edge: int, t: int) -> dict[Ends, Quality]:
     for device in sorted(members):
         ends += [(f"{DEVICE}/{device}", here), (here, f"{DEVICE}/{device}")]
     ends += [
-        (f"{DEVICE}/{a}", f"{DEVICE}/{b}") for a, b in network.topology.directed() if a in members
+        (f"{DEVICE}/{a}", f"{DEVICE}/{b}") for a, b in network.topology.audible() if a in members
     ]
     hops = [block.hop(*each) for each in ends]
     rates = block.rates_bit_s(hops, [sharers(block, hop) for hop in hops]).tolist()

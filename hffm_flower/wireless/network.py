@@ -5,7 +5,7 @@ Block fading: a gain holds for one edge round. It is the same in both directions
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self, TypeVar
 
@@ -136,6 +136,7 @@ class Block:
         radio: What they send and receive with.
         uplink_gain: Between each device and its edge, both ways ``[N]`` [1].
         link_gain: Of both directions of every D2D link [1].
+        beyond: Gain of another pair of a cluster, low and high; none: there are no other links.
         edge_of: Index of each device's edge.
 
     Raises:
@@ -146,6 +147,7 @@ class Block:
     radio: Radio
     uplink_gain: Array
     link_gain: Mapping[Link, float]
+    beyond: Callable[[int, int], float] | None = None
     edge_of: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -173,13 +175,17 @@ class Block:
                     f"{src} -> {dst}: unknown {kind}/{index}; there are 0..{count[kind] - 1}"
                 )
         hop = Hop(link, ends[0][1], ends[1][1])
-        if link is LinkClass.D2D and (hop.src, hop.dst) not in self.link_gain:
+        if link is LinkClass.D2D and not self._linked(hop.src, hop.dst):
             raise ConfigError(f"{src} -> {dst}: the two have no D2D link")
         if link in (LinkClass.UPLINK, LinkClass.DOWNLINK):
             home = f"{EDGE}/{self.edge_of[hop.device]}"
             if home not in (src, dst):
                 raise ConfigError(f"{src} -> {dst}: {DEVICE}/{hop.device} belongs to {home}")
         return hop
+
+    def _linked(self, a: int, b: int) -> bool:
+        near = self.beyond is not None and bool(self.topology.links)
+        return (a, b) in self.link_gain or (near and self.edge_of[a] == self.edge_of[b])
 
     def rates_bit_s(self, hops: Sequence[Hop], sharers: ArrayLike = 1) -> Array:
         """Rates of links [bit/s], vectorised.
@@ -218,8 +224,7 @@ class Block:
         devices = sorted(set(members))
         if devices and not 0 <= devices[0] <= devices[-1] < self.topology.devices:
             raise ConfigError(f"unknown device in {devices}; 0..{self.topology.devices - 1}")
-        inside = set(devices)
-        pairs = [pair for pair in self.link_gain if inside.issuperset(pair)]
+        pairs = [pair for pair in self.topology.among(devices) if self._linked(*pair)]
         return Costs(
             *self._per_bit(pairs, [Hop(LinkClass.D2D, *pair) for pair in pairs]),
             *self._per_bit(devices, [Hop(LinkClass.UPLINK, d, self.edge_of[d]) for d in devices]),
@@ -238,7 +243,10 @@ class Block:
 
     def _gain(self, hop: Hop) -> float:
         if hop.link is LinkClass.D2D:
-            return self.link_gain[hop.src, hop.dst]
+            found = self.link_gain.get((hop.src, hop.dst))
+            if found is None and self.beyond is not None:
+                found = self.beyond(min(hop.src, hop.dst), max(hop.src, hop.dst))
+            return 0.0 if found is None else found
         if hop.link is LinkClass.BACKHAUL:
             return 0.0
         return float(self.uplink_gain[hop.device])
@@ -297,4 +305,10 @@ class Network:
         drawn = model.draw(apart_m, generator(self.seed, "channel", "d2d", t)).tolist()
         gain = dict(zip(topology.links, drawn, strict=True))
         both = {(a, b): gain[min(a, b), max(a, b)] for a, b in topology.directed()}
-        return Block(topology, self.radio, uplink, both)
+
+        def beyond(a: int, b: int) -> float:
+            rng = generator(self.seed, "channel", "d2d", t, a, b)
+            apart_m = float(np.linalg.norm(at_m[a] - at_m[b]))
+            return float(model.draw(np.array([apart_m]), rng)[0])
+
+        return Block(topology, self.radio, uplink, both, beyond)

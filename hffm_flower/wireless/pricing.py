@@ -4,9 +4,10 @@ The critical path follows when each node is ready. Phases and steps go in order;
 sends is what its senders had when the step began. So parallel links cost their maximum and
 serial hops their sum.
 
-- Uplink and downlink: the devices of a cell with a transfer in the phase share its band for
+- Uplink and downlink: the devices of a cell with modules to send in the phase share its band for
   that phase and go in parallel; one device's messages go one after the other.
-- D2D: the senders of a cluster's step share its band, which is not the cell's. A device does one
+- D2D: the senders of modules in a cluster's step share its band, which is not the cell's. A message
+  without modules takes nothing from their shares, and goes at the rate of one. A device does one
   D2D transfer at a time, sending or receiving, in the order given. As that order is kept, more
   time anywhere never makes the round shorter.
 - Backhaul: one wire per edge and direction; messages queue for it, first come, first served,
@@ -152,7 +153,7 @@ def _legs(transfers: Iterable[Transfer], block: Block) -> list[_Leg]:
 
 
 def _sharers(rows: Sequence[Transfer], hops: Sequence[Hop], block: Block) -> Array:
-    """How many devices are in the band of each transfer: by cell and phase, D2D also by step."""
+    """Among how many the band of each transfer is shared: by cell and phase, D2D also by step."""
     bands: list[Hashable] = []
     using: dict[Hashable, set[int]] = defaultdict(set)
     for row, hop in zip(rows, hops, strict=True):
@@ -160,8 +161,9 @@ def _sharers(rows: Sequence[Transfer], hops: Sequence[Hop], block: Block) -> Arr
         cell = None if hop.link is LinkClass.BACKHAUL else block.edge_of[hop.device]
         band = (hop.link, row.phase, step, cell)
         bands.append(band)
-        using[band].add(hop.device)
-    return np.array([len(using[band]) for band in bands], dtype=np.float64)
+        if row.modules:
+            using[band].add(hop.device)
+    return np.array([max(1, len(using[band])) for band in bands], dtype=np.float64)
 
 
 def _training(work: Mapping[int, float], block: Block) -> tuple[dict[str, float], dict[str, float]]:

@@ -272,10 +272,12 @@ def test_a_personal_module_learns_as_much_in_segments(once: RunConfig, tmp_path:
 def test_a_row_with_d2d_is_as_good_as_its_twin(tiny: RunConfig, tmp_path: Path) -> None:
     config = tiny.with_values(rounds=4, tree__period=2)
     twin, *runs = (play(config.with_values(d2d__plan=p), tmp_path / p) for p in ("none", *PLANS))
-    for run in runs:
+    for plan, run in zip(PLANS, runs, strict=True):
+        # Cooperative training averages inside of a round, so that its models are others.
+        points, rel = (0.05, 0.1) if plan == "cooperative" else (0.01, 1e-3)
         for name in ("mean_global", "mean_global_cycle"):
-            assert abs(twin.result["summary"][name] - run.result["summary"][name]) <= 0.01
+            assert abs(twin.result["summary"][name] - run.result["summary"][name]) <= points
         losses = [[r.loss_sum / r.trained for r in x.rounds] for x in (twin, run)]
-        assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+        assert losses[1] == pytest.approx(losses[0], rel=rel)
         # Computed, not copied.
         assert to_bytes(run.files.cloud()) != to_bytes(twin.files.cloud())

@@ -68,6 +68,20 @@ def test_a_bit_is_an_eighth_of_bytes_and_headers() -> None:
     assert cost(up(0, mbit=0)).latency_s == 0.0
 
 
+def test_a_message_without_modules_takes_nothing_from_the_others() -> None:
+    def empty(transfer: Transfer) -> Transfer:
+        return replace(transfer, modules=(), sizes=(), header_bytes=MBIT // 10)
+
+    for send in (up, lambda d, **more: d2d(d, 1, **more)):
+        alone, crowd = cost(send(0)), cost(send(0), send(2, mbit=1e-6))
+        beside = cost(send(0), empty(send(2)))
+        assert crowd.energy_j > 1.2 * alone.energy_j
+        assert beside.energy_j == pytest.approx(1.1 * alone.energy_j)
+        assert cost(empty(send(0))).energy_j == pytest.approx(0.1 * alone.energy_j)
+    shared = cost(up(0), up(1), empty(up(2)))
+    assert shared.energy_j == pytest.approx(cost(up(0), up(1)).energy_j * 1.05)
+
+
 def test_cells_go_in_parallel() -> None:
     got = cost(up(0), up(3), on=block(snr={3: 3.0}))
     assert got.latency_s == pytest.approx(1.0)

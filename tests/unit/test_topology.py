@@ -124,6 +124,45 @@ def test_every_rule_joins_every_cluster(rule: str, seed: int, devices: int, data
         assert reached == set(members)
 
 
+def test_those_that_only_others_join_are_joined_by_the_shortest_pairs() -> None:
+    at_m = np.array([[0.0, 0], [1, 0], [2, 0], [4, 0], [0, 9], [1, 9], [5, 5]])
+    groups = ((0, 1, 2, 3, 6), (4, 5))
+    line = Topology(at_m, np.zeros((2, 2)), groups, ((0, 1), (1, 2), (2, 3), (4, 5)))
+    assert line.among(range(7)) == line.directed()
+    assert line.among([0, 2, 3, 4]) == ((0, 2), (2, 0), (2, 3), (3, 2))
+    assert line.among([0, 3, 4, 5]) == ((0, 3), (3, 0), (4, 5), (5, 4))
+    assert line.among([0, 6]) == (), "nobody has ever joined these two"
+    assert line.among([]) == Topology(at_m, np.zeros((2, 2)), groups).among(range(7)) == ()
+    assert (0, 6) in line.audible()
+    assert (0, 4) not in line.audible()
+    assert len(line.audible()) == 5 * 4 + 2
+    assert Topology(at_m, np.zeros((2, 2)), groups).audible() == ()
+
+
+@given(seed=st.integers(0, 2**32), devices=st.integers(1, 12), data=st.data())
+def test_whoever_takes_part_can_reach_the_rest_of_the_cluster(
+    seed: int, devices: int, data: Any
+) -> None:
+    at_m = np.random.default_rng(seed).uniform(0, 100, (devices, 2))
+    groups = clusters(devices, data.draw(st.integers(1, devices)))
+    reach = data.draw(st.sampled_from([0.0, 10.0, 50.0]))
+    tree = Topology(
+        at_m, np.zeros((len(groups), 2)), groups, link_devices(at_m, groups, reach=reach)
+    )
+    members = data.draw(st.sets(st.sampled_from(range(devices))))
+    links = set(tree.among(members))
+    assert links <= set(tree.audible())
+    assert {p for p in tree.directed() if members.issuperset(p)} <= links
+    assert links == {(b, a) for a, b in links}
+    assert members.issuperset(chain.from_iterable(links))
+    for group in groups:
+        here = sorted(members.intersection(group))
+        reached = set(here[:1])
+        for _ in here:
+            reached |= {b for a, b in links if a in reached}
+        assert reached == set(here)
+
+
 @pytest.mark.parametrize("name", ASSOCIATIONS)
 def test_every_association_parts_the_devices(name: str) -> None:
     groups = clusters(7, 3)

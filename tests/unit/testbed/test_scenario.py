@@ -104,7 +104,7 @@ def test_places(where: str, links: set[tuple[str, str]]) -> None:
 
 
 def test_everywhere() -> None:
-    assert len(links_at("all", TREE)) == 2 * (2 + 4 + 2)
+    assert len(links_at("all", TREE)) == 2 * (2 + 4 + 3)
 
 
 @pytest.mark.parametrize("where", ["", "link/2", "cluster/2", "device/0-device/2", "link/-1",

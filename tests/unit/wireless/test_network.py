@@ -39,6 +39,26 @@ def test_gains_fit_the_topology() -> None:
         replace(good, link_gain={(0, 1): 1.0})
 
 
+def test_any_two_of_a_cluster_can_be_joined() -> None:
+    network = Network.of(LAYOUT, Radio(), 5, links="tree")
+    block, again, other = network.block(3), network.block(3), network.block(4)
+    a, b = next(pair for pair in network.topology.audible() if pair not in block.link_gain)
+    rate = block.rate_bit_s(f"device/{a}", f"device/{b}")
+    assert rate == block.rate_bit_s(f"device/{b}", f"device/{a}")
+    assert rate == again.rate_bit_s(f"device/{a}", f"device/{b}")
+    assert 0 < rate != other.rate_bit_s(f"device/{a}", f"device/{b}")
+    assert set(block.costs([a, b]).link_s) == {(a, b), (b, a)}
+    for silent in (
+        replace(block, beyond=None),
+        Network.of(LAYOUT, Radio(), 5, links=None).block(3),
+    ):
+        with pytest.raises(ConfigError, match="the two have no D2D link"):
+            silent.rate_bit_s(f"device/{a}", f"device/{b}")
+    far = next(d for d in range(14) if block.edge_of[d] != block.edge_of[a])
+    with pytest.raises(ConfigError, match="the two have no D2D link"):
+        block.rate_bit_s(f"device/{a}", f"device/{far}")
+
+
 @pytest.mark.parametrize("channel", CHANNELS)
 def test_every_round_has_a_channel_of_its_own(channel: str) -> None:
     network = Network.of(LAYOUT, Radio(channel=channel), 5, reach=200.0)
