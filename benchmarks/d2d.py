@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -20,13 +21,26 @@ from hffm_flower.wireless.pricing import price
 
 KEYS = tuple(ModuleKey.parse(f"adapter/{i}") for i in range(4))
 FLOATS = 50_000
+INSTRUCTION, REPORT = 900, 300
+"""What a run sends to every device, and hears from it, beside modules [byte]."""
+
+
+def around(edge: int, members: Iterable[int]) -> list[Transfer]:
+    """Instructions and reports."""
+    rows = []
+    for m in members:
+        here, there = f"edge/{edge}", f"device/{m}"
+        none: tuple[tuple[str, ...], tuple[int, ...]] = (), ()
+        rows.append(Transfer(1, Phase.DOWN, 0, here, there, LinkClass.DOWNLINK, INSTRUCTION, *none))
+        rows.append(Transfer(1, Phase.UP, 0, there, here, LinkClass.UPLINK, REPORT, *none))
+    return rows
 
 
 def exchange(plan: Plan, edge: int) -> list[Transfer]:
     """The transfers of a round by ``plan``: down, D2D, up."""
     members = sorted(plan.members() | set(plan.uploads))
     state = {k: {"w": np.zeros(FLOATS, np.float32)} for k in KEYS}
-    rows: list[Transfer] = []
+    rows = around(edge, members)
 
     def row(phase: Phase, step: int, src: str, dst: str, link: LinkClass, size: int) -> None:
         rows.append(Transfer(1, phase, step, src, dst, link, 0, ("adapter/all",), (size,)))
@@ -66,7 +80,7 @@ def cluster_of(block: Block, members: tuple[int, ...]) -> Cluster:
 def direct(block: Block, edge: int, members: tuple[int, ...]) -> list[Transfer]:
     """The round without D2D."""
     size = 4 * FLOATS * len(KEYS)
-    here, rows = f"edge/{edge}", []
+    here, rows = f"edge/{edge}", around(edge, members)
     for m in members:
         there = f"device/{m}"
         whole = ("adapter/all",), (size,)

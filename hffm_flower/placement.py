@@ -152,10 +152,15 @@ def read_layout(path: Path) -> Layout:
     missing = [c for c in COLUMNS if c not in columns]
     if missing:
         raise ConfigError(f"{path} has no column {', '.join(missing)}; needed: {','.join(COLUMNS)}")
+    twice = sorted({c for c in columns if list(columns).count(c) > 1})
+    if twice:
+        raise ConfigError(f"{path} has the column {', '.join(twice)} more than once")
     points: dict[str, list[list[float]]] = {"device": [], "edge": []}
     chosen: list[int | None] = []
     for line, row in rows:
         where = f"{path}, line {line}"
+        if None in row:
+            raise ConfigError(f"{where}: more fields than the {len(columns)} columns")
         kind = one_of(f"kind ({where})", str(row["kind"]), points)
         points[kind].append([_number(row[c], f"{c} ({where})") for c in ("x_m", "y_m")])
         if kind == "device":

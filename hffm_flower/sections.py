@@ -190,11 +190,15 @@ class RadioConfig(Section):
     links: str = Field("radius", description="D2D links beside a tree: radius, nearest, tree")
     reach: float = Field(0.0, ge=0, description="radius [m] or nearest devices; 0: 30 m, 2")
     channel: str = Field("rayleigh", description="rayleigh, rician, log-distance, uma, umi")
+    d2d_channel: str = Field("", description="the same between devices; empty: as channel")
     sharing: str = Field("fdma", description="a band among senders: fdma, fixed")
     tx_power_mw: float = Field(200.0, gt=0, le=1e9, description="device, sending")
     rx_power_mw: float = Field(100.0, ge=0, le=1e9, description="device, receiving")
     edge_tx_power_mw: float = Field(
         1000.0, gt=0, le=1e9, description="edge, sending, for each device that it sends to"
+    )
+    amplifier_efficiency: float = Field(
+        1.0, ge=1e-3, le=1, description="radiated over drawn power while sending over the air"
     )
     bandwidth_khz: float = Field(1000.0, ge=1e-3, le=1e9, description="of a cell, each direction")
     d2d_bandwidth_khz: float = Field(0.0, ge=0, le=1e9, description="of a cluster; 0: as a cell")

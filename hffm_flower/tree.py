@@ -8,10 +8,12 @@ from pathlib import Path
 from hffm_flower.config import RunConfig
 from hffm_flower.d2d import PlanOptions
 from hffm_flower.errors import ConfigError
+from hffm_flower.ledger import LinkClass
 from hffm_flower.placement import Site, place
 from hffm_flower.topology import Clusters
 from hffm_flower.wireless.network import Network, Radio
 from hffm_flower.wireless.rate import Backhaul
+from hffm_flower.wireless.tr38901 import Cell
 
 USUAL_AREA_M = 5000.0
 SLOWEST_S_BIT = 3600.0
@@ -53,6 +55,12 @@ def plant(config: RunConfig) -> Network:
         links=None if config.d2d.plan == "none" else radio.links,
         reach=radio.reach or None,
     )
+    if network.topology.links and isinstance(network.radio.law(LinkClass.D2D), Cell):
+        raise ConfigError(
+            "uma and umi are laws between a base station and a device; name another one for the "
+            "links between devices, such as log-distance",
+            key="radio.d2d-channel",
+        )
     costs = network.block(0).costs(range(tree.devices))
     for device in range(tree.devices):
         if not max(costs.uplink_s[device], costs.downlink_s[device]) < SLOWEST_S_BIT:
@@ -74,10 +82,12 @@ def radio_of(config: RunConfig) -> Radio:
     radio = config.radio
     return Radio(
         channel=radio.channel,
+        d2d_channel=radio.d2d_channel,
         sharing=radio.sharing,
         tx_power_w=radio.tx_power_mw / 1e3,
         rx_power_w=radio.rx_power_mw / 1e3,
         edge_tx_power_w=radio.edge_tx_power_mw / 1e3,
+        amplifier_efficiency=radio.amplifier_efficiency,
         bandwidth_hz=radio.bandwidth_khz * 1e3,
         d2d_bandwidth_hz=(radio.d2d_bandwidth_khz or radio.bandwidth_khz) * 1e3,
         noise_figure_db=radio.noise_figure_db,

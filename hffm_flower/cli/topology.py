@@ -9,8 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from hffm_flower.errors import ConfigError
+
 
 def topology_command(
+    context: typer.Context,
     placement: Annotated[
         str, typer.Option(help="case-study, uniform, clustered or coordinates.")
     ] = "case-study",
@@ -47,6 +50,14 @@ def topology_command(
 
     check_picture(plot)
     if coordinates is not None:
+        for name in ("placement", "devices", "edges", "area_m"):
+            source = context.get_parameter_source(name)
+            given = source is not None and source.name == "COMMANDLINE"
+            if given and not (name == "placement" and placement == "coordinates"):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} has no effect with --coordinates, which says who "
+                    "stands where; leave it out"
+                )
         placement = "coordinates"
     radio = Radio(
         channel=channel, tx_power_w=tx_power_mw / 1e3, bandwidth_hz=bandwidth_khz * 1e3

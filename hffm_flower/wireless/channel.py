@@ -6,13 +6,15 @@ vectorised over links. Distances below a model's reference distance count as tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hffm_flower.errors import ConfigError, one_of
 from hffm_flower.wireless.tr38901 import Uma, Umi
 from hffm_flower.wireless.units import Array, not_negative, positive, ratio_of_db
 
@@ -66,26 +68,22 @@ class LogDistance:
 
 
 @dataclass(frozen=True, slots=True)
-class Rayleigh:
+class Rayleigh(LogDistance):
     """Power law of distance with Rayleigh block fading: ``|h|^2`` exponential, mean 1.
 
     Source: Tse & Viswanath 2005, "Fundamentals of Wireless Communication", sec. 2.4.2.
     """
 
-    path: LogDistance = LogDistance(shadowing_db=0.0)
-
-    def path_gain(self, distance_m: ArrayLike) -> Array:
-        """Mean gain [1]."""
-        return self.path.path_gain(distance_m)
+    shadowing_db: float = 0.0
 
     def draw(self, distance_m: ArrayLike, rng: np.random.Generator) -> Array:
         """Gain with fading [1]."""
-        gain = self.path.draw(distance_m, rng)
+        gain = LogDistance.draw(self, distance_m, rng)
         return gain * rng.exponential(1.0, gain.shape)
 
 
 @dataclass(frozen=True, slots=True)
-class Rician:
+class Rician(LogDistance):
     """Power law of distance with Rician block fading: a line of sight K times the scatter.
 
     ``h = sqrt(K/(K+1)) + sqrt(1/(K+1)) CN(0,1)``, so that E|h|^2 = 1; K = 0 is Rayleigh.
@@ -96,16 +94,12 @@ class Rician:
     Source: Tse & Viswanath 2005, eq. 2.55.
     """
 
+    shadowing_db: float = 0.0
     factor_db: float = 6.0
-    path: LogDistance = LogDistance(shadowing_db=0.0)
-
-    def path_gain(self, distance_m: ArrayLike) -> Array:
-        """Mean gain [1]."""
-        return self.path.path_gain(distance_m)
 
     def draw(self, distance_m: ArrayLike, rng: np.random.Generator) -> Array:
         """Gain with fading [1]."""
-        gain = self.path.draw(distance_m, rng)
+        gain = LogDistance.draw(self, distance_m, rng)
         factor = float(ratio_of_db(self.factor_db))
         scatter = np.sqrt(0.5 / (factor + 1)) * rng.standard_normal((2, *gain.shape))
         direct = np.sqrt(factor / (factor + 1))
@@ -120,3 +114,27 @@ CHANNELS: Final[Mapping[str, Callable[[], ChannelModel]]] = {
     "umi": Umi,
 }
 """Channel models with their default constants."""
+
+
+def channel_of(text: str) -> ChannelModel:
+    """A name in `CHANNELS`, and constants of the model that are not to be the default ones.
+
+    For example ``log-distance exponent=3.5 shadowing-db=4``.
+
+    Raises:
+        ConfigError: There is no such channel or constant, or a number that cannot be.
+    """
+    name, *pairs = text.split() or [""]
+    model = CHANNELS[one_of("channel", name, CHANNELS)]()
+    known: list[str] = [f.name for f in fields(model)] if is_dataclass(model) else []
+    given: dict[str, float] = {}
+    for pair in pairs:
+        key, _, number = pair.partition("=")
+        field = one_of(f"constant of channel {name!r}", key.replace("-", "_"), known)
+        try:
+            given[field] = float(number)
+        except ValueError:
+            given[field] = math.nan
+        if not math.isfinite(given[field]):
+            raise ConfigError(f"channel {name!r}: {pair!r} is no number")
+    return replace(model, **given)  # type: ignore[type-var]

@@ -1,14 +1,9 @@
-"""What a device's doing costs in joules and, for computing, in seconds.
-
-A new model is a class with `energy_j`, and one line in `ENERGY_MODELS`; what a device spends
-is the sum over the models that are chosen.
-"""
+"""What a device's doing costs in joules and, for computing, in seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -101,19 +96,6 @@ class Compute:
     def energy_j(self, done: Activity) -> Array:
         """``kappa f^2 cycles`` [J]."""
         return np.asarray(done.cycles, dtype=np.float64) * (self.kappa * self.cpu_hz**2)
-
-
-ENERGY_MODELS: Final[Mapping[str, Callable[[], EnergyModel]]] = {
-    "transmit": Transmit,
-    "receive": Receive,
-    "compute": Compute,
-}
-"""Parts of a device's energy, with their default constants."""
-
-
-def total_j(models: Iterable[EnergyModel], done: Activity) -> Array:
-    """Energy of ``done`` over all ``models`` [J]."""
-    return np.asarray(sum((m.energy_j(done) for m in models), start=np.zeros(())))
 
 
 def compute_s(flops: ArrayLike, flops_per_s: ArrayLike) -> Array:

@@ -18,7 +18,7 @@ from hffm_flower.placement import Layout
 from hffm_flower.routes import Link
 from hffm_flower.seeding import generator
 from hffm_flower.topology import ASSOCIATIONS, Topology, check_positions, distances_m, link_devices
-from hffm_flower.wireless.channel import CHANNELS
+from hffm_flower.wireless.channel import ChannelModel, channel_of
 from hffm_flower.wireless.energy import Activity, Receive, Transmit
 from hffm_flower.wireless.rate import SHARING, Backhaul, latency_s, noise_w_hz, rate_bit_s
 from hffm_flower.wireless.units import Array, not_negative, positive
@@ -31,12 +31,14 @@ class Radio:
     """What all nodes of a kind have in common.
 
     Attributes:
-        channel: Name in `CHANNELS`.
+        channel: Between a device and its edge, as `channel_of` takes it.
+        d2d_channel: The same between devices; empty: as ``channel``.
         tx_power_w: Of a device [W].
         bandwidth_hz: Band of a cell, for the uplink and again for the downlink [Hz].
         noise_figure_db: Of every receiver [dB].
         sharing: Name in `SHARING`: how those who send at once share a band.
         edge_tx_power_w: Of an edge, to each device that it sends to [W].
+        amplifier_efficiency: Of who sends over the air: radiated over drawn power, in (0, 1].
         rx_power_w: Of a device while it receives [W].
         d2d_bandwidth_hz: Band of a cluster's D2D links [Hz]; none: as `bandwidth_hz`.
         backhaul: Wire between every edge and the cloud.
@@ -51,11 +53,13 @@ class Radio:
     """
 
     channel: str = "rayleigh"
+    d2d_channel: str = ""
     tx_power_w: float = 0.2
     bandwidth_hz: float = 1e6
     noise_figure_db: float = 0.0
     sharing: str = "fdma"
     edge_tx_power_w: float = 1.0
+    amplifier_efficiency: float = 1.0
     rx_power_w: float = 0.1
     d2d_bandwidth_hz: float | None = None
     backhaul: Backhaul = field(default_factory=Backhaul)
@@ -66,7 +70,9 @@ class Radio:
     battery_j: float = 1e4
 
     def __post_init__(self) -> None:
-        one_of("channel", self.channel, CHANNELS)
+        for link in (LinkClass.UPLINK, LinkClass.D2D):
+            self.law(link)
+            self.sender_w(link)
         one_of("sharing", self.sharing, SHARING)
         for name in ("tx_power_w", "bandwidth_hz", "edge_tx_power_w", "flops_per_s", "cpu_hz",
                      "battery_j"):  # fmt: skip
@@ -75,6 +81,11 @@ class Radio:
             not_negative(name, getattr(self, name))
         if self.d2d_bandwidth_hz is not None:
             positive("d2d_bandwidth_hz", self.d2d_bandwidth_hz)
+
+    def law(self, link: LinkClass) -> ChannelModel:
+        """Channel of that class of radio links."""
+        return channel_of(self.d2d_channel if self.d2d_channel and link is LinkClass.D2D
+                          else self.channel)  # fmt: skip
 
     def band_hz(self, link: LinkClass) -> float:
         """Band of that class of radio links, before it is shared [Hz]."""
@@ -90,7 +101,8 @@ class Radio:
         """Power that the sender draws while sending [W]."""
         if link is LinkClass.BACKHAUL:
             return self.backhaul_power_w
-        return float(Transmit(self.radiated_w(link)).energy_j(Activity(sent_s=1.0)))
+        model = Transmit(self.radiated_w(link), self.amplifier_efficiency)
+        return float(model.energy_j(Activity(sent_s=1.0)))
 
     def receiver_w(self, link: LinkClass) -> float:
         """Power that the receiver draws while receiving [W]; only devices count."""
@@ -282,7 +294,7 @@ class Network:
         check_positions("edge", layout.edge_positions_m)
         choose = ASSOCIATIONS[one_of("association", associate, ASSOCIATIONS)]
         apart_m = distances_m(layout.positions_m, layout.edge_positions_m)
-        groups = choose(layout.clusters, CHANNELS[radio.channel]().path_gain(apart_m))
+        groups = choose(layout.clusters, radio.law(LinkClass.UPLINK).path_gain(apart_m))
         linked = link_devices(layout.positions_m, groups, rule=links, reach=reach) if links else ()
         topology = Topology(layout.positions_m, layout.edge_positions_m, groups, linked)
         return cls(topology, radio, seed)
@@ -297,8 +309,10 @@ class Network:
         """
         if t < 0:
             raise ConfigError(f"edge round {t} has no channel; it must be >= 0")
-        model, topology = CHANNELS[self.radio.channel](), self.topology
-        uplink = model.draw(topology.uplink_m(), generator(self.seed, "channel", "uplink", t))
+        topology, model = self.topology, self.radio.law(LinkClass.D2D)
+        uplink = self.radio.law(LinkClass.UPLINK).draw(
+            topology.uplink_m(), generator(self.seed, "channel", "uplink", t)
+        )
         ends = np.array(topology.links, dtype=np.int64).reshape(-1, 2)
         at_m = topology.positions_m
         apart_m = np.linalg.norm(at_m[ends[:, 0]] - at_m[ends[:, 1]], axis=1)

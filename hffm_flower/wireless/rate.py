@@ -82,11 +82,6 @@ def latency_s(bits: ArrayLike, rate_bit_s: ArrayLike) -> Array:
         return np.where(amount > 0, amount / rate, 0.0)
 
 
-def broadcast_s(bits: float, rates_bit_s: ArrayLike) -> float:
-    """Time until the slowest receiver of one sender's broadcast has all bits [s]."""
-    return float(np.max(latency_s(bits, rates_bit_s), initial=0.0))
-
-
 @dataclass(frozen=True, slots=True)
 class Backhaul:
     """The wire between an edge and the cloud.

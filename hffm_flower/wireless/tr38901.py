@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,8 +21,10 @@ NEAREST_M = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Cell(ABC):
+class Cell(ABC):
     """What both cells share. Heights [m]: antenna of the base station, of the device."""
+
+    TALLEST_M: ClassVar[float]
 
     carrier_hz: float = 3.5e9
     base_height_m: float = 25.0
@@ -31,7 +34,7 @@ class _Cell(ABC):
         positive("carrier_hz", self.carrier_hz)
         positive("base_height_m - 1", self.base_height_m - 1.0)
         positive("device_height_m - 1", self.device_height_m - 1.0)
-        positive("13 - device_height_m", 13.0 - self.device_height_m)
+        not_negative(f"{self.TALLEST_M:g} - device_height_m", self.TALLEST_M - self.device_height_m)
 
     def path_gain(self, distance_m: ArrayLike) -> Array:
         """Gain [1], mean over line of sight and none by their probability."""
@@ -83,11 +86,13 @@ def _two_slopes(
 
 
 @dataclass(frozen=True, slots=True)
-class Uma(_Cell):
-    """Urban macro cell; devices below 13 m.
+class Uma(Cell):
+    """Urban macro cell; devices up to 13 m high.
 
     Source: 3GPP TR 38.901 V16.1.0, Tables 7.4.1-1 and 7.4.2-1, rows UMa.
     """
+
+    TALLEST_M: ClassVar[float] = 13.0
 
     def sight_probability(self, distance_m: ArrayLike) -> Array:
         """Probability of a line of sight, C' = 0."""
@@ -108,12 +113,13 @@ class Uma(_Cell):
 
 
 @dataclass(frozen=True, slots=True)
-class Umi(_Cell):
+class Umi(Cell):
     """Urban micro cell in a street canyon, antenna below the roofs.
 
     Source: 3GPP TR 38.901 V16.1.0, Tables 7.4.1-1 and 7.4.2-1, rows UMi - Street Canyon.
     """
 
+    TALLEST_M: ClassVar[float] = 22.5
     base_height_m: float = 10.0
 
     def sight_probability(self, distance_m: ArrayLike) -> Array:

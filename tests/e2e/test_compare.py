@@ -24,7 +24,8 @@ SMALL = [
     "--set", "data.tasks=easyvqa10 watch7", "--set", "data.train-per-answer=6",
     "--set", "data.test-per-answer=3", "--set", "train.local-epochs=1",
 ]  # fmt: skip
-METHODS = ["edge-only", "edge-only+d2d", "central"]
+TWINS = {"edge-only": "edge-only+d2d", "h-fedfm-e2": "h-fedfm-e2+d2d"}
+METHODS = [*(m for twins in TWINS.items() for m in twins), "local", "star", "central"]
 LINKS = ["uplink", "downlink", "d2d", "backhaul"]
 PATIENCE_S = 120.0
 
@@ -99,17 +100,24 @@ def test_rows_have_what_was_asked_for(out: Path) -> None:
         assert list(row["bytes"]) == LINKS
         for cost in ("latency_s", "energy_j"):
             assert row[cost] is None if method == "central" else row[cost] > 0
-    plain, d2d = rows["edge-only"], rows["edge-only+d2d"]
-    assert plain["bytes"]["d2d"] == 0 < d2d["bytes"]["d2d"]
-    assert d2d["bytes"]["uplink"] < plain["bytes"]["uplink"]
-    assert set(rows["central"]["bytes"].values()) == {0}
+    for plain, d2d in ((rows[a]["bytes"], rows[b]["bytes"]) for a, b in TWINS.items()):
+        assert plain["d2d"] == 0 < d2d["d2d"]
+        assert d2d["uplink"] < plain["uplink"] == rows["star"]["bytes"]["uplink"]
+        assert d2d["backhaul"] == plain["backhaul"]
+    for method in ("central", "local"):
+        assert set(rows[method]["bytes"].values()) == {0}
+    assert rows["star"]["bytes"]["backhaul"] > rows["h-fedfm-e2"]["bytes"]["backhaul"] > 0
+    assert rows["edge-only"]["bytes"]["backhaul"] == 0
+    assert len({rows[m]["latency_s"] for m in METHODS}) == len(METHODS)
 
 
 def test_a_row_with_d2d_is_trained_and_agrees_with_its_twin(out: Path) -> None:
     rows = rows_of(out)
-    assert abs(rows["edge-only"]["accuracy"] - rows["edge-only+d2d"]["accuracy"]) <= 0.01
-    edges = [(out / m / "seed-5" / "edges" / "0.safetensors").read_bytes() for m in METHODS[:2]]
-    assert edges[0] != edges[1]
+    for twins in TWINS.items():
+        one, other = (rows[method]["accuracy"] for method in twins)
+        assert abs(one - other) <= 0.01
+        one, other = ((out / m / "seed-5" / "edges" / "0.safetensors").read_bytes() for m in twins)
+        assert one != other
 
 
 def test_ctrl_c_keeps_the_runs_that_have_finished(folder: Path) -> None:

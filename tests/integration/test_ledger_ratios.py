@@ -39,10 +39,8 @@ def test_the_uplink_carries_every_module_once_for_each_cluster(
 ) -> None:
     config = tiny.with_values(tree__edges=edges, radio__links="tree", rounds=2, d2d__head=head)
     (idle,) = (p.index for p in all_profiles(config) if p.idle)
-    assert (
-        sum(idle in link for link in plant(config.with_values(d2d__plan="relay")).topology.links)
-        > 1
-    )
+    links = plant(config.with_values(d2d__plan="relay")).topology.links
+    assert sum(idle in link for link in links) > 1, "without it its cluster falls apart"
     plain = play(config, tmp_path / "plain")
     run = play(config.with_values(d2d__plan="relay"), tmp_path / "out")
     held, sizes = held_by(config), {k: size({k: s}) for k, s in run.files.cloud().items()}

@@ -22,7 +22,7 @@ from hffm_flower.wireless.channel import LogDistance, Rayleigh, Rician
 from hffm_flower.wireless.energy import Activity, Compute, Receive, Transmit, compute_s
 from hffm_flower.wireless.network import Block, Network, Radio
 from hffm_flower.wireless.pricing import Price, price
-from hffm_flower.wireless.rate import Backhaul, broadcast_s, latency_s, noise_w_hz, rate_bit_s
+from hffm_flower.wireless.rate import Backhaul, latency_s, noise_w_hz, rate_bit_s
 from hffm_flower.wireless.tr38901 import Uma, Umi
 from hffm_flower.wireless.units import ratio_of_db
 
@@ -261,8 +261,6 @@ LAWS: dict[str, tuple[Formula, float]] = {
     "noise by 10 dB": (lambda x: noise_w_hz(10.0 * np.log10(x)), 1.0),
     "latency in bits": (lambda x: latency_s(1e6 * x, 1e3), 1.0),
     "latency in rate": (lambda x: latency_s(1e6, 1e3 * x), -1.0),
-    "broadcast in bits": (lambda x: broadcast_s(1e6 * x, [1e3, 2e3]), 1.0),
-    "broadcast in rate": (lambda x: broadcast_s(1e6, [1e3 * x, 2e3 * x]), -1.0),
     "wire in bits": (lambda x: Backhaul(1e6, 0.0).latency_s(1e6 * x), 1.0),
     "wire in delay": (lambda x: Backhaul(1e6, 0.1 * x).latency_s(0.0), 1.0),
     "sending in time": (lambda x: Transmit().energy_j(Activity(sent_s=3.0 * x)), 1.0),

@@ -108,6 +108,8 @@ BAD = {
     "infinite": (GOOD.replace("2,2,0", "2,inf,0"), r"y_m \(.*line 5\) is 'inf'"),
     "a word": (GOOD.replace("2,2,0", "2,two,0"), r"y_m \(.*line 5\) is 'two'"),
     "a short row": (GOOD + "device,4\n", r"y_m \(.*line 7\) is None"),
+    "a long row": (GOOD + "device,4,4,0,9\n", r"line 7: more fields than the 4 columns"),
+    "a column twice": (GOOD.replace("y_m", "y_m,x_m", 1), "has the column x_m more than once"),
     "unknown kind": (GOOD.replace("device,1", "drone,1"), "'drone'; allowed: device, edge"),
     "unknown cluster": (GOOD.replace("1,1,1", "1,1,2"), r"device 0 is in cluster 2, not 0..1"),
     "half a cluster": (GOOD.replace("1,1,1", "1,1,0.5"), "is '0.5'; expected a whole"),

@@ -99,11 +99,22 @@ def test_coordinates_are_used_whatever_the_placement(tmp_path: Path) -> None:
         ({"radio__associate": "friend"}, "unknown association 'friend'"),
         ({"radio__links": "rope", "d2d__plan": "relay"}, "unknown link rule 'rope'"),
         ({"radio__links": "nearest", "radio__reach": 1.5, "d2d__plan": "relay"}, "whole number"),
+        ({"radio__channel": "uma", "d2d__plan": "relay"}, "between a base station and a device"),
+        ({"radio__d2d_channel": "umi", "d2d__plan": "relay"}, "name another one"),
+        ({"radio__d2d_channel": "rope"}, "unknown channel 'rope'"),
     ],
 )
 def test_what_cannot_be_planted(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         plant(settings(**changes))
+
+
+def test_a_base_stations_channel_goes_with_another_one_between_devices() -> None:
+    tree = settings(
+        radio__channel="uma", radio__d2d_channel="log-distance exponent=4", d2d__plan="relay"
+    )
+    assert plant(tree).topology.links
+    assert not plant(settings(radio__channel="uma")).topology.links
 
 
 def test_a_radio_is_in_si_units() -> None:
@@ -113,9 +124,11 @@ def test_a_radio_is_in_si_units() -> None:
         radio__backhaul_delay_ms=20.0, radio__backhaul_power_mw=300.0, radio__channel="umi",
         radio__device_gflop_s=2.0, radio__device_cpu_mhz=1500.0, radio__device_kappa=2e-28,
         radio__device_battery_j=50.0, radio__sharing="fixed",
+        radio__d2d_channel="rician factor-db=3", radio__amplifier_efficiency=0.5,
     )  # fmt: skip
     assert radio_of(config) == Radio(
-        channel="umi", sharing="fixed", tx_power_w=0.1, rx_power_w=0.05, edge_tx_power_w=2.0,
+        channel="umi", d2d_channel="rician factor-db=3", amplifier_efficiency=0.5, sharing="fixed",
+        tx_power_w=0.1, rx_power_w=0.05, edge_tx_power_w=2.0,
         bandwidth_hz=2e5, d2d_bandwidth_hz=2e5, noise_figure_db=7.0,
         backhaul=Backhaul(rate_bit_s=8e6, delay_s=0.02), backhaul_power_w=0.3, flops_per_s=2e9,
         cpu_hz=1.5e9, kappa=2e-28, battery_j=50.0,

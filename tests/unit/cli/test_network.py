@@ -149,6 +149,10 @@ BAD = {
     "negative power of a device": (["topology", "--tx-power-mw", "-1"], ["tx_power_w = -0.001"]),
     "a band of nothing": (["topology", "--bandwidth-khz", "0"], ["--bandwidth-khz", "0.001<=x"]),
     "missing column": (["topology", "--coordinates", "points.csv"], ["no column y_m"]),
+    "devices beside coordinates": (
+        ["topology", "--coordinates", "nan.csv", "--devices", "9"],
+        ["--devices has no effect"],
+    ),
     "NaN": (["topology", "--coordinates", "nan.csv"], ["nan.csv, line 4", "'nan'"]),
     "more edges than devices": (["topology", "--edges", "50"], ["50 edges and 40 devices"]),
     "another format": (["topology", "--plot", "a.jpg"], ["written as .png, not to 'a.jpg'"]),

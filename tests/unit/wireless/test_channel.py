@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hffm_flower.errors import ConfigError
-from hffm_flower.wireless.channel import CHANNELS, LogDistance, Rayleigh, Rician
+from hffm_flower.wireless.channel import (
+    CHANNELS,
+    ChannelModel,
+    LogDistance,
+    Rayleigh,
+    Rician,
+    channel_of,
+)
 from hffm_flower.wireless.rate import noise_w_hz, rate_bit_s
 from hffm_flower.wireless.tr38901 import Uma, Umi
 
@@ -48,7 +57,9 @@ def test_distances_that_are_none(name: str, bad: float) -> None:
         CHANNELS[name]().draw([1.0, bad], np.random.default_rng(1))
 
 
-@pytest.mark.parametrize("model", [Rayleigh(), Rician(), Rician(factor_db=-30), Rician(20.0)])
+@pytest.mark.parametrize(
+    "model", [Rayleigh(), Rician(), Rician(factor_db=-30), Rician(factor_db=20)]
+)
 def test_fading_has_mean_power_one(model: Rayleigh | Rician) -> None:
     distance_m = np.full(MANY, 100.0)
     drawn = model.draw(distance_m, np.random.default_rng(1)) / model.path_gain(distance_m)
@@ -60,7 +71,7 @@ def test_spread_of_fading_and_shadowing() -> None:
     power = Rayleigh().draw(at, np.random.default_rng(1)) / Rayleigh().path_gain(at)
     assert power.var() == pytest.approx(1, abs=0.03)
     k = 10**0.6
-    power = Rician(6.0).draw(at, np.random.default_rng(1)) / Rician().path_gain(at)
+    power = Rician(factor_db=6.0).draw(at, np.random.default_rng(1)) / Rician().path_gain(at)
     assert power.var() == pytest.approx((1 + 2 * k) / (1 + k) ** 2, rel=0.03)
     level = 10 * np.log10(
         LogDistance().draw(at, np.random.default_rng(1)) / LogDistance().path_gain(at)
@@ -80,6 +91,37 @@ def test_log_distance_by_hand() -> None:
 def test_constants_that_cannot_be(bad: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
         LogDistance(**bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "model"),
+    [
+        ("rayleigh", Rayleigh()),
+        ("log-distance exponent=3.5 shadowing-db=4", LogDistance(exponent=3.5, shadowing_db=4.0)),
+        ("rician factor-db=-3 reference-gain-db=-40", Rician(-40.0, factor_db=-3.0)),
+        ("umi carrier-hz=28e9 device-height-m=22.5", Umi(28e9, device_height_m=22.5)),
+    ],
+)
+def test_constants_stand_behind_the_name(text: str, model: ChannelModel) -> None:
+    assert channel_of(text) == model
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "unknown channel ''; allowed: rayleigh"),
+        ("umi exponent=3", "unknown constant of channel 'umi' 'exponent'; allowed: carrier_hz"),
+        ("rayleigh exponent", "'exponent' is no number"),
+        ("rayleigh exponent=steep", "'exponent=steep' is no number"),
+        ("rician factor-db=inf", "'factor-db=inf' is no number"),
+        ("rayleigh exponent=-1", "exponent = -1"),
+        ("uma device-height-m=13.5", "13 - device_height_m = -0.5"),
+        ("umi device-height-m=23", "22.5 - device_height_m"),
+    ],
+)
+def test_channels_that_cannot_be(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        channel_of(text)
 
 
 def test_tr38901_by_hand() -> None:
@@ -115,7 +157,7 @@ def test_tr38901_draws_follow_the_sight(cell: Uma | Umi) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"carrier_hz": 0.0}, {"base_height_m": 1.0}, {"device_height_m": 13.0}]
+    "bad", [{"carrier_hz": 0.0}, {"base_height_m": 1.0}, {"device_height_m": 13.1}]
 )
 def test_cells_outside_the_tables(bad: dict[str, float]) -> None:
     with pytest.raises(ConfigError):

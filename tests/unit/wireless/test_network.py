@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hffm_flower.errors import ConfigError
+from hffm_flower.ledger import LinkClass
 from hffm_flower.placement import Layout, Site, place
 from hffm_flower.wireless.channel import CHANNELS
 from hffm_flower.wireless.network import Network, Radio
@@ -57,6 +58,26 @@ def test_any_two_of_a_cluster_can_be_joined() -> None:
     far = next(d for d in range(14) if block.edge_of[d] != block.edge_of[a])
     with pytest.raises(ConfigError, match="the two have no D2D link"):
         block.rate_bit_s(f"device/{a}", f"device/{far}")
+
+
+def test_devices_may_have_a_channel_of_their_own() -> None:
+    same, other = (
+        Network.of(LAYOUT, Radio(channel="umi", d2d_channel=d2d), 5).block(1)
+        for d2d in ("", "log-distance exponent=2")
+    )
+    assert same.uplink_gain.tolist() == other.uplink_gain.tolist()
+    assert all(same.link_gain[pair] != other.link_gain[pair] for pair in same.link_gain)
+    with pytest.raises(ConfigError, match="unknown channel 'rope'"):
+        Radio(d2d_channel="rope")
+
+
+@pytest.mark.parametrize("link", LinkClass)
+def test_an_amplifier_draws_more_than_it_radiates(link: LinkClass) -> None:
+    whole, half = Radio(), Radio(amplifier_efficiency=0.5)
+    times = 1.0 if link is LinkClass.BACKHAUL else 2.0
+    assert half.sender_w(link) == times * whole.sender_w(link)
+    with pytest.raises(ConfigError, match="efficiency"):
+        Radio(amplifier_efficiency=1.5)
 
 
 @pytest.mark.parametrize("channel", CHANNELS)

@@ -13,7 +13,6 @@ from hffm_flower.errors import ConfigError
 from hffm_flower.wireless.rate import (
     SHARING,
     Backhaul,
-    broadcast_s,
     latency_s,
     noise_w_hz,
     rate_bit_s,
@@ -32,8 +31,6 @@ def test_by_hand() -> None:
     assert noise_w_hz(10.0) == pytest.approx(10 * noise_w_hz())
     assert latency_s(6e6, 2e6) == 3.0
     assert latency_s([0.0, 1.0], [0.0, 0.0]).tolist() == [0.0, math.inf]
-    assert broadcast_s(6e6, [2e6, 3e6]) == 3.0
-    assert broadcast_s(6e6, []) == 0.0
     assert Backhaul().latency_s(48e6) == pytest.approx(12.1)
     assert SHARING["fdma"](8e6, [1, 4]).tolist() == [8e6, 2e6]
     assert SHARING["fixed"](8e6, [1, 4]).tolist() == [8e6, 8e6]
@@ -52,7 +49,6 @@ def test_the_rate_moves_in_the_right_direction(more: float) -> None:
 @given(ratios)
 def test_times_move_in_the_right_direction(more: float) -> None:
     assert latency_s(1e6 * more, 1e6) > latency_s(1e6, 1e6) > latency_s(1e6, 1e6 * more)
-    assert broadcast_s(1e6 * more, [1e6, 2e6]) > broadcast_s(1e6, [1e6, 2e6])
     assert Backhaul().latency_s(1e6 * more) > Backhaul().latency_s(1e6)
     assert Backhaul(delay_s=0.1 * more).latency_s(1e6) > Backhaul().latency_s(1e6)
 
@@ -70,7 +66,6 @@ def test_dimensions(second: float, watt: float) -> None:
     there = rate(power=0.2 * watt, band=1e6 * hertz, noise=4e-21 * joule)
     assert there == pytest.approx(rate() * hertz)
     assert latency_s(5e6, 1e6 * hertz) == pytest.approx(5 * second)
-    assert broadcast_s(5e6, [1e6 * hertz]) == pytest.approx(5 * second)
     wire = Backhaul(rate_bit_s=4e6 * hertz, delay_s=0.1 * second)
     assert wire.latency_s(4e6) == pytest.approx(1.1 * second)
     for share in SHARING.values():
