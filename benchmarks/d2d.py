@@ -16,8 +16,9 @@ from hffm_flower.d2d import EDGE, Cluster, Parcel, Plan, PlanOptions, make_plan,
 from hffm_flower.ledger import LinkClass, Phase, Transfer, traffic
 from hffm_flower.modules import ModularUpdate, ModuleKey
 from hffm_flower.placement import Site, place
-from hffm_flower.wireless.network import Block, Network, Radio
+from hffm_flower.wireless.network import Block, Network
 from hffm_flower.wireless.pricing import price
+from hffm_flower.wireless.radio import Radio
 
 KEYS = tuple(ModuleKey.parse(f"adapter/{i}") for i in range(4))
 FLOATS = 50_000

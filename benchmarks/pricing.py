@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 from hffm_flower.ledger import Phase, Transfer, link_between
 from hffm_flower.placement import Site, place
-from hffm_flower.wireless.network import Network, Radio
+from hffm_flower.wireless.network import Network
 from hffm_flower.wireless.pricing import price
+from hffm_flower.wireless.radio import Radio
 
 BYTES, HEADER_BYTES = 400_000, 2_000
 

@@ -11,7 +11,8 @@ from hffm_flower.errors import ConfigError
 from hffm_flower.ledger import LinkClass
 from hffm_flower.placement import Site, place
 from hffm_flower.topology import Clusters
-from hffm_flower.wireless.network import Network, Radio
+from hffm_flower.wireless.network import Network
+from hffm_flower.wireless.radio import Radio
 from hffm_flower.wireless.rate import Backhaul
 from hffm_flower.wireless.tr38901 import Cell
 

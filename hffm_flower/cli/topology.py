@@ -46,7 +46,8 @@ def topology_command(
     console = Console()
     from hffm_flower.placement import Site, place
     from hffm_flower.session.pictures import check_picture
-    from hffm_flower.wireless.scene import Radio, survey
+    from hffm_flower.wireless.radio import Radio
+    from hffm_flower.wireless.scene import survey
 
     check_picture(plot)
     if coordinates is not None:

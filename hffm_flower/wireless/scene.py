@@ -9,11 +9,10 @@ from hffm_flower.ledger import LinkClass
 from hffm_flower.placement import Layout
 from hffm_flower.routes import Link, Routes, fastest_head, shortest_routes
 from hffm_flower.topology import Topology
-from hffm_flower.wireless.network import Hop, Network, Radio
+from hffm_flower.wireless.network import Hop, Network
+from hffm_flower.wireless.radio import Radio
 from hffm_flower.wireless.rate import latency_s
 from hffm_flower.wireless.units import Array
-
-__all__ = ["PAYLOAD_BITS", "Radio", "Scene", "survey"]
 
 PAYLOAD_BITS = 1e6
 """Payload by which heads and trees are chosen; no choice depends on it."""

@@ -20,8 +20,9 @@ from hffm_flower.routes import shortest_routes
 from hffm_flower.topology import Topology
 from hffm_flower.wireless.channel import LogDistance, Rayleigh, Rician
 from hffm_flower.wireless.energy import Activity, Compute, Receive, Transmit, compute_s
-from hffm_flower.wireless.network import Block, Network, Radio
+from hffm_flower.wireless.network import Block, Network
 from hffm_flower.wireless.pricing import Price, price
+from hffm_flower.wireless.radio import Radio
 from hffm_flower.wireless.rate import Backhaul, latency_s, noise_w_hz, rate_bit_s
 from hffm_flower.wireless.tr38901 import Uma, Umi
 from hffm_flower.wireless.units import ratio_of_db

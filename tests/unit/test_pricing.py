@@ -12,8 +12,9 @@ import pytest
 from hffm_flower.errors import ConfigError
 from hffm_flower.ledger import LinkClass, Phase, Transfer, link_between
 from hffm_flower.topology import Topology
-from hffm_flower.wireless.network import Block, Hop, Radio
+from hffm_flower.wireless.network import Block, Hop
 from hffm_flower.wireless.pricing import Price, price
+from hffm_flower.wireless.radio import Radio
 from hffm_flower.wireless.rate import Backhaul, noise_w_hz
 
 MBIT = 125_000

@@ -14,7 +14,7 @@ from hffm_flower.errors import ConfigError
 from hffm_flower.schedule import METHODS
 from hffm_flower.topology import clusters
 from hffm_flower.tree import CROWDED_M, USUAL_AREA_M, groups_of, plan_options, plant, radio_of
-from hffm_flower.wireless.network import Radio
+from hffm_flower.wireless.radio import Radio
 from hffm_flower.wireless.rate import Backhaul
 from tests.support.exchange import coordinates
 

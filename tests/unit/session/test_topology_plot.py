@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from hffm_flower.placement import Site, place
 from hffm_flower.session import topology_plot
-from hffm_flower.wireless.scene import Radio, survey
+from hffm_flower.wireless.radio import Radio
+from hffm_flower.wireless.scene import survey
 
 
 @pytest.mark.parametrize("links", ["tree", "radius"])

@@ -13,7 +13,8 @@ from hffm_flower.errors import ConfigError
 from hffm_flower.modules import ModularUpdate, ModuleKey
 from hffm_flower.payload import own_upload
 from hffm_flower.topology import Topology
-from hffm_flower.wireless.network import Block, Network, Radio
+from hffm_flower.wireless.network import Block, Network
+from hffm_flower.wireless.radio import Radio
 from strategies.planner import PeerPlanner, check_exchange
 
 A, B = (ModuleKey.parse(text) for text in ("adapter/a", "head/b"))

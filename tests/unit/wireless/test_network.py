@@ -10,7 +10,8 @@ from hffm_flower.errors import ConfigError
 from hffm_flower.ledger import LinkClass
 from hffm_flower.placement import Layout, Site, place
 from hffm_flower.wireless.channel import CHANNELS
-from hffm_flower.wireless.network import Network, Radio
+from hffm_flower.wireless.network import Network
+from hffm_flower.wireless.radio import Radio
 
 LAYOUT = place("uniform", Site(devices=14, edges=4, area_m=500.0), 1)
 

@@ -10,7 +10,8 @@ from hffm_flower.placement import Site, place
 from hffm_flower.routes import shortest_routes
 from hffm_flower.topology import ASSOCIATIONS, LINKS
 from hffm_flower.wireless.channel import CHANNELS
-from hffm_flower.wireless.scene import PAYLOAD_BITS, Radio, Scene, survey
+from hffm_flower.wireless.radio import Radio
+from hffm_flower.wireless.scene import PAYLOAD_BITS, Scene, survey
 
 LAYOUT = place("uniform", Site(devices=14, edges=4), 1)
 
