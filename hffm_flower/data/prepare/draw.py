@@ -6,6 +6,7 @@ Everything drawn follows from the seed and the content of the annotations.
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -57,7 +58,7 @@ def choose(found: Annotated, wanted: Wanted) -> tuple[str, ...]:
 
     Raises:
         ConfigError: An answer that was given does not occur, or too few answers have as many
-            examples as wanted; the message says how many there are.
+            examples as wanted; the message says how many there are, and what would do.
     """
     counts = {split: found.counts(split) for split in SPLITS}
     ranked = sorted(counts["train"], key=lambda answer: (-counts["train"][answer], answer))
@@ -70,13 +71,27 @@ def choose(found: Annotated, wanted: Wanted) -> tuple[str, ...]:
         short = [a for a in ranked if a not in able][:MOST_NAMED]
         least = " and ".join(f"{n} {s}" for s, n in wanted.per_answer.items())
         told = ", ".join(f"{a!r} {counts['train'][a]} and {counts['test'][a]}" for a in short)
+        would = [f"--{split}-per-answer {n}" for split in SPLITS
+                 if (n := _most(counts, wanted, split=split, answers=wanted.answers))]  # fmt: skip
         raise ConfigError(
             f"{wanted.answers} answers wanted, but {len(able)} have {least} examples; the next: "
-            f"{told or 'none'}; left out so far: {found.skipped}; lower --train-per-answer or "
-            "--test-per-answer, or ask for fewer",
+            f"{told or 'none'}; left out so far: {found.skipped}; "
+            f"{' or '.join(would) or 'neither number of examples alone'} would do; or ask for "
+            "fewer answers",
             key="answers",
         )
     return tuple(able[: wanted.answers])
+
+
+def _most(
+    counts: Mapping[Split, Counter[str]], wanted: Wanted, *, split: Split, answers: int
+) -> int:
+    """Examples of ``split`` that so many answers have beside what is wanted of the other; or 0."""
+    others = {s: n for s, n in wanted.per_answer.items() if s != split}
+    found = [
+        n for a, n in counts[split].items() if all(counts[s][a] >= k for s, k in others.items())
+    ]
+    return sorted(found)[-answers] if len(found) >= answers else 0
 
 
 def draw(

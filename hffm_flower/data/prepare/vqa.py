@@ -9,8 +9,9 @@ Vogiatzis 2018, arXiv 1810.09617). VizWiz-VQA: Gurari et al. 2018, arXiv 1802.08
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -68,16 +69,17 @@ class Gqa(Source):
 class ArtVqa(Source):
     """AQUA: ``[{"image": .., "question": .., "answer": .., "need_external_knowledge": ..}]``.
 
-    Only questions that the painting itself answers are used; ``val.json`` is not.
+    Only questions that the painting itself answers are used. Tests are drawn from ``val.json``
+    and ``test.json`` together: in ``test.json`` alone only five answers have 50 of them.
     """
 
     name: ClassVar[str] = "artvqa"
     layout: ClassVar[str] = (
-        "train.json and test.json, here or in AQUA/, and the paintings in SemArt/Images/"
+        "train.json, val.json and test.json, here or in AQUA/, and the paintings in SemArt/Images/"
     )
 
     def read(self, root: Path, rng: np.random.Generator) -> Annotated:
-        """Read the two files."""
+        """Read the three files."""
         del rng  # the splits are the authors'
         images = self.find(root, "SemArt/Images", "Images", folder=True).relative_to(root)
         skipped = Skipped()
@@ -91,8 +93,9 @@ class ArtVqa(Source):
                     ref = f"{images}/{one['image']}"
                     yield from _kept(name, normalised(one["answer"]), ref, one["question"], skipped)
 
-        files = [self.find(root, f"{s}.json", f"AQUA/{s}.json") for s in ("train", "test")]
-        return _pictures(root, examples, (files[0], files[1]), skipped)
+        splits = ("train", "val", "test")
+        files = [self.find(root, f"{s}.json", f"AQUA/{s}.json") for s in splits]
+        return _pictures(root, examples, files, skipped)
 
 
 class VizWiz(Source):
@@ -122,7 +125,7 @@ class VizWiz(Source):
                 yield from _kept(name, answer, ref, one["question"], skipped)
 
         files = [self.find(root, f"Annotations/{s}.json", f"{s}.json") for s in ("train", "val")]
-        return _pictures(root, examples, (files[0], files[1]), skipped)
+        return _pictures(root, examples, files, skipped)
 
 
 def taken(root: Path, ref: str) -> Taken | str:
@@ -148,10 +151,12 @@ def _kept(name: str, answer: str, ref: str, question: str, skipped: Skipped) -> 
 def _pictures(
     root: Path,
     examples: Callable[[Path], Iterator[Example]],
-    files: tuple[Path, Path],
+    files: Sequence[Path],
     skipped: Skipped,
 ) -> Annotated:
+    """Training examples of the first file, tests of the others."""
+    train, *tests = files
     return Annotated(
-        {"train": list(examples(files[0])), "test": list(examples(files[1]))},
+        {"train": list(examples(train)), "test": list(chain.from_iterable(map(examples, tests)))},
         "image", texts=True, skipped=skipped, root=root, take=partial(taken, root),
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hffm_flower.config import RunConfig
 from hffm_flower.data.prepare import SOURCES, Prepared, Wanted, prepare
 from hffm_flower.errors import ConfigError
 from hffm_flower.tasks import TASKS
 from tests.support.official_data import (
     TEN,
+    make_aqua,
     make_artvqa,
     make_gqa,
     make_hf_dataset,
@@ -33,6 +36,8 @@ MAKERS: dict[str, tuple[Callable[[Path], Path], Mapping[str, object]]] = {
     "series-csv": (make_series_csv, {"window": 5}),
     "hf-datasets": (make_hf_dataset, {}),
 }
+ROOT = Path(__file__).parents[3]
+RUNS, DOCS = ROOT / "deploy" / "runs", ROOT / "docs"
 SOME = Wanted(per_answer={"train": 4, "test": 2})
 
 
@@ -98,6 +103,23 @@ def test_answers_are_the_commonest_normalised_ones(kind: str, tasks: Path, tmp_p
     assert (report["seed"], report["kind"]) == (1, kind)
 
 
+def test_the_published_paintings_are_enough_for_the_defaults_and_for_the_case_study(
+    tasks: Path, tmp_path: Path
+) -> None:
+    root = make_aqua(tmp_path / "in")
+    study = RunConfig.load(RUNS / "case-study.toml").data
+    asked = {"train": study.train_per_answer, "test": study.test_per_answer}
+    assert shlex.join(f"--{s}-per-answer={n}" for s, n in asked.items()).replace("=", " ") in (
+        (DOCS / "case-study.md").read_text("utf-8")
+    )
+    for wanted in (Wanted(), Wanted(10, {"train": asked["train"], "test": asked["test"]})):
+        made = prepare("artvqa", root, wanted=wanted, replace=True)
+        assert list(made.counts.values()) == [dict(wanted.per_answer)] * 10
+    with pytest.raises(ConfigError, match=r"but 9 have 300 train and 51 test examples; .*; "
+                       "--test-per-answer 50 would do; or ask for fewer"):  # fmt: skip
+        prepare("artvqa", root, wanted=Wanted(10, {"train": 300, "test": 51}), replace=True)
+
+
 def test_answers_can_be_named_in_any_spelling(tasks: Path, tmp_path: Path) -> None:
     root = make_gqa(tmp_path / "in")
     made = prepare("gqa", root, wanted=Wanted(("The Cat", "two"), SOME.per_answer))
@@ -149,7 +171,7 @@ def test_pictures_that_cannot_be_used_are_named_and_replaced(tasks: Path, tmp_pa
 def test_what_is_not_used_of_the_annotations_is_counted(tasks: Path, tmp_path: Path) -> None:
     art = prepare("artvqa", make_artvqa(tmp_path / "art"), wanted=SOME)
     questions = [
-        one for split in ("train", "test")
+        one for split in ("train", "val", "test")
         for one in json.loads((tmp_path / "art" / "AQUA" / f"{split}.json").read_text())
     ]  # fmt: skip
     knowing = sum(one["need_external_knowledge"] for one in questions)

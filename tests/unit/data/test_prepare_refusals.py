@@ -101,6 +101,11 @@ def test_too_few_examples(home: Path) -> None:
     said = refused(home, "gqa", root, wanted=Wanted(10, {"train": 5, "test": 3}))
     assert "10 answers wanted, but 9 have 5 train and 3 test examples" in said
     assert "the next: '2' 4 and 3, 'zebra' 1 and 1; " in said
+    assert said.endswith("; --train-per-answer 4 would do; or ask for fewer answers")
+    said = refused(home, "gqa", root, wanted=Wanted(10, {"train": 4, "test": 5}))
+    assert "; --test-per-answer 3 would do; " in said
+    said = refused(home, "gqa", root, wanted=Wanted(10, {"train": 5, "test": 5}))
+    assert "; neither number of examples alone would do; " in said
     for path in (root / "images").glob("val*.jpg"):
         path.unlink()
     said = refused(home, "gqa", root)
