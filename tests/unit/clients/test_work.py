@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from clients import work
 from clients.examples import TaskData
@@ -65,6 +66,26 @@ def test_a_frozen_layer_costs_no_gradient_of_its_weights() -> None:
     frozen.layers[0].requires_grad_(False)
     (found,) = training_flops(cast(MultimodalModel, frozen), [data(3)])
     assert found == 2 * WIDE * INNER + 4 * INNER * OUT
+
+
+class Attention(Layers):
+    """Queries, keys and values of a trained layer."""
+
+    def forward(self, task: str, inputs: dict[str, Tokens]) -> Tensor:
+        (tokens,) = inputs.values()
+        q, k, v = self.layers(tokens.values)[:, None].chunk(3, -1)
+        mask = tokens.mask[:, None, None, :]
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def test_attention_by_hand() -> None:
+    """Scores and their sum of values, 2 T^2 D each; both again for either factor backwards."""
+    tokens, width = 5, 4
+    inputs = {"image": full(torch.ones(3, tokens, WIDE))}
+    part = TaskData("tiny-vqa", inputs, torch.zeros(3, dtype=torch.int64))
+    model = cast(MultimodalModel, Attention(WIDE, 3 * width))
+    (found,) = training_flops(model, [part])
+    assert found == 12 * tokens**2 * width + 4 * tokens * WIDE * 3 * width
 
 
 def test_a_model_is_left_as_it_was(tiny: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from hffm_flower.cli import memory as command
 from hffm_flower.cli.app import app
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError
+from hffm_flower.models import footprint
 from hffm_flower.models.encoders import encoder_type
 from hffm_flower.models.footprint import Living
 from hffm_flower.session import memory, preflight
@@ -102,6 +104,18 @@ def test_what_makes_a_step_smaller(vilt: Path, tmp_path: Path) -> None:
         0.55 * whole.frozen
     )
     assert said(fused.settings(tmp_path, vilt, model__adapter_layers=1)).step.flops < whole.flops
+
+
+def test_attention_is_among_the_operations(
+    vilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = fused.settings(tmp_path, vilt, model__adapter_layers=1)
+    whole = said(config).step.flops
+    monkeypatch.setattr(footprint, "sdpa_kernel", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(memory, "_found", {})
+    (part,) = Device(config, 0, CPU).train_data()
+    tokens = sum(t.values.shape[1] for t in part.inputs.values())  # [CLS] alone looks at them
+    assert whole - said(config).step.flops == 4 * tokens * WIDTH
 
 
 def test_messages_rounds_and_caches(vilt: Path, tmp_path: Path) -> None:
