@@ -6,7 +6,7 @@ import json
 import shutil
 import socket
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from tests.support.checkpoints import (
     MAKERS,
     SIDE,
     WIDTH,
+    cropping,
     make_bert,
     make_vit,
     make_wav2vec2,
@@ -57,6 +58,15 @@ SHAPES = {
     "audio": {"audio": Stream(9, WIDTH)},
 }
 COUNT = BATCH + 3
+PROCESSORS = {
+    "vit": partial(square, "ViTImageProcessorPil"),
+    "dinov2": partial(cropping, "BitImageProcessorPil"),
+    "clip": partial(cropping, "CLIPImageProcessorPil"),
+    "clip_vision_model": partial(cropping, "CLIPImageProcessorPil"),
+    "siglip": partial(square, "SiglipImageProcessorPil"),
+    "siglip_vision_model": partial(square, "SiglipImageProcessorPil"),
+}
+"""Architecture -> the preprocessing that its maker saves."""
 
 Named = Callable[[str, str], str]
 
@@ -161,7 +171,11 @@ def test_states_are_those_of_the_network(named: Named, modality: str, kind: str)
     network = getattr(network, "vision_model", network).eval()
     family = encoder_type(modality, name)
     assert issubclass(family, CheckpointEncoder)
-    inputs = family.prepare(items(modality, BATCH))
+    some = items(modality, BATCH)
+    inputs = family.prepare(some)
+    if modality == "image":  # of several proportions; by a processor that no file was read for
+        pictures = [item.load() for item in some]
+        inputs = dict(PROCESSORS[kind]()(pictures, return_tensors="pt"))
     with torch.no_grad():
         states, summary = reference(network, inputs)
     for stream, tokens in encoded(modality, name).items():
@@ -170,12 +184,19 @@ def test_states_are_those_of_the_network(named: Named, modality: str, kind: str)
         if stream == "image":
             torch.testing.assert_close(values[:, 0], summary, atol=1e-5, rtol=1e-5)
         if modality == "image":
-            patches = wanted[:, -64:].reshape(BATCH, 8, 8, WIDTH)
-            corner, at = (patches[:, :3, :3], 1) if stream == "image" else (patches[:, :2, :2], 0)
-            wanted, values = corner.mean((1, 2)), values[:, at]
+            count, first = (3, 1) if stream == "image" else (6, 0)
+            wanted, values = cells(wanted[:, -64:], count), values[:, first:]
         if modality == "audio":
             wanted = torch.nn.functional.adaptive_avg_pool1d(wanted.mT, 9).mT
         torch.testing.assert_close(values, wanted, atol=1e-5, rtol=1e-5)
+
+
+def cells(patches: Tensor, count: int) -> Tensor:
+    """Means of 8 x 8 patches over ``count`` x ``count`` cells, row by row."""
+    ends = [(8 * i // count, -(-8 * (i + 1) // count)) for i in range(count)]
+    rows = patches.reshape(len(patches), 8, 8, -1)
+    means = [rows[:, top:end, left:right].mean((1, 2)) for top, end in ends for left, right in ends]
+    return torch.stack(means, 1)
 
 
 def reference(network: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
