@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import importlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -86,6 +86,22 @@ class Checkpoint:
         for name in names:
             sha.update(f"{name}\0{content_hash(self.file(name))}\n".encode())
         return sha.hexdigest()
+
+    def digest_of(self, groups: Iterable[Sequence[str]], extras: Iterable[str] = ()) -> str:
+        """Hex SHA-256 of those files that are there; which of them count, `transformers` decides.
+
+        Args:
+            groups: Of each at least one is needed.
+            extras: What may be missing.
+
+        Raises:
+            ConfigError: Of a group there is none.
+        """
+        names = [*extras]
+        for group in groups:
+            self.file(*group)
+            names += group
+        return self.digest(*(name for name in names if (self.folder / name).is_file()))
 
     def file(self, *names: str) -> Path:
         """The first of ``names`` that is there, from the hub if it has to be.

@@ -47,10 +47,10 @@ def _drawn(family: Any, config: Any, seed: int) -> Any:
     return network
 
 
-def square(kind: str) -> Any:
+def square(kind: str, **changes: Any) -> Any:
     """Image processor of a kind that makes squares of `SIDE`."""
     size = {"height": SIDE, "width": SIDE}
-    return getattr(transformers, kind)(size=size)
+    return getattr(transformers, kind)(size=size, **changes)
 
 
 def cropping(kind: str) -> Any:

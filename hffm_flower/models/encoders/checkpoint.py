@@ -177,12 +177,10 @@ class CheckpointEncoder(ABC):
     def _fingerprint(self) -> str:
         held, drawn = self.checkpoint, self._weights == "random"
         source = (held.digest(CONFIG), self._seed) if drawn else (held.fingerprint,)
-        names = [held.file(*group).name for group in self.files]
-        names += [name for name in self.extras if (held.folder / name).is_file()]
         shapes = [f"{n}:{s.tokens}x{s.width}" for n, s in type(self).streams.items()]
         return fingerprint_of(
-            CODE, version("transformers"), self._weights, *source, held.digest(*names),
-            self.precision, *shapes, *cut_mark(self._cut),
+            CODE, version("transformers"), self._weights, *source,
+            held.digest_of(self.files, self.extras), self.precision, *shapes, *cut_mark(self._cut),
         )  # fmt: skip
 
     def check(self) -> None:

@@ -84,7 +84,7 @@ class ImageCheckpoint(CheckpointEncoder):
     @classmethod
     def prepare(cls, items: Sequence[Item]) -> dict[str, Tensor]:
         """Pixels [N, 3, H, W], each picture by itself."""
-        pixels = np.stack([_prepared(cls.checkpoint, item) for item in items])
+        pixels = np.stack([pixels_of(cls.checkpoint, picture_of(item)) for item in items])
         return {"pixel_values": torch.from_numpy(pixels)}
 
     @classmethod
@@ -112,7 +112,7 @@ def _processor(checkpoint: Checkpoint) -> Any:
     try:
         with quiet():
             return auto.from_pretrained(checkpoint.folder, local_files_only=True, backend="pil")
-    except (OSError, ValueError, TypeError, ImportError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError) as error:
         raise ConfigError(
             f"the preprocessing of checkpoint {checkpoint.source!r} in {checkpoint.folder} cannot "
             f"be used: {error}",
@@ -123,8 +123,7 @@ def _processor(checkpoint: Checkpoint) -> Any:
 @lru_cache(maxsize=8)
 def _pixels(checkpoint: Checkpoint) -> tuple[int, ...]:
     """Shape (channels, height, width) of every prepared picture."""
-    made = _processor(checkpoint)
-    first, second = (_pixels_of(made, Image.new("RGB", size)).shape for size in PROBES)
+    first, second = (pixels_of(checkpoint, Image.new("RGB", size)).shape for size in PROBES)
     if first != second:
         raise ConfigError(
             f"the preprocessing of checkpoint {checkpoint.source!r} keeps a picture's shape "
@@ -135,13 +134,33 @@ def _pixels(checkpoint: Checkpoint) -> tuple[int, ...]:
     return first
 
 
-def _pixels_of(processor: Any, picture: Image.Image) -> NDArray[np.float32]:
-    pixels: NDArray[np.float32] = processor(picture, return_tensors="np")["pixel_values"][0]
+def pixels_of(checkpoint: Checkpoint, picture: Image.Image, **changes: Any) -> NDArray[np.float32]:
+    """Pixels [3, H, W] as the checkpoint prepares a picture, with ``changes`` of how it does.
+
+    Raises:
+        ConfigError: What it needs is missing, or cannot be used.
+    """
+    made = _processor(checkpoint)
+    with np.errstate(all="ignore"):
+        prepared = made(picture, return_tensors="np", **changes)
+    pixels: NDArray[np.float32] = prepared["pixel_values"][0]
+    if not np.isfinite(pixels).all():
+        raise ConfigError(
+            f"the preprocessing of checkpoint {checkpoint.source!r} makes pixels that are not "
+            f"finite; image_std is {made.image_std}, in "
+            f"{checkpoint.file(*ImageCheckpoint.files[0])}",
+            key=checkpoint.key,
+        )
     return pixels
 
 
-def _prepared(checkpoint: Checkpoint, item: Item) -> NDArray[np.float32]:
+def picture_of(item: Item) -> Image.Image:
+    """An item as a picture in colours.
+
+    Raises:
+        TypeError: It is none.
+    """
     picture = item.load()
     if not isinstance(picture, Image.Image):
         raise TypeError(f"the image encoder reads pictures, not {type(picture).__name__}")
-    return _pixels_of(_processor(checkpoint), picture.convert("RGB"))
+    return picture.convert("RGB")

@@ -57,9 +57,9 @@ class TextCheckpoint(CheckpointEncoder):
     @classmethod
     def prepare(cls, items: Sequence[Item]) -> dict[str, Tensor]:
         """Token ids and mask [N, 24]."""
-        made = _tokenizer(cls.checkpoint)
+        made = tokenizer_of(cls.checkpoint, padded=True)
         words = made(
-            [_text(item) for item in items],
+            [text_of(item) for item in items],
             padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt",
         )  # fmt: skip
         return {name: words[name] for name in ("input_ids", "attention_mask")}
@@ -77,19 +77,24 @@ class TextCheckpoint(CheckpointEncoder):
 
 
 @lru_cache(maxsize=8)
-def _tokenizer(checkpoint: Checkpoint) -> Any:
+def tokenizer_of(checkpoint: Checkpoint, *, padded: bool) -> Any:
+    """The checkpoint's tokenizer; ``padded``: it has to have a token for padding.
+
+    Raises:
+        ConfigError: It is missing, cannot be used, or is not that of the network.
+    """
     checkpoint.file(*TextCheckpoint.files[0])
     auto = importlib.import_module("transformers").AutoTokenizer
     try:
         with quiet():
             made = auto.from_pretrained(checkpoint.folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError) as error:
         raise ConfigError(
             f"the tokenizer of checkpoint {checkpoint.source!r} in {checkpoint.folder} cannot be "
             f"used: {error}",
             key=checkpoint.key,
         ) from error
-    if len(made) > checkpoint.config.vocab_size or made.pad_token_id is None:
+    if len(made) > checkpoint.config.vocab_size or (padded and made.pad_token_id is None):
         raise ConfigError(
             f"the tokenizer of checkpoint {checkpoint.source!r} in {checkpoint.folder} is not that "
             f"of its network: {len(made)} tokens for an embedding of "
@@ -99,7 +104,8 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
     return made
 
 
-def _text(item: Item) -> str:
+def text_of(item: Item) -> str:
+    """An item as a text; TypeError if it is none."""
     text = item.load()
     if not isinstance(text, str):
         raise TypeError(f"the text encoder reads texts, not {type(text).__name__}")

@@ -8,14 +8,12 @@ then every patch has the position that it was trained with, and none is left out
 
 from __future__ import annotations
 
-import importlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any, ClassVar, Final, cast
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -23,7 +21,9 @@ from torch import Tensor, nn
 from hffm_flower.data.dataset import Item
 from hffm_flower.errors import ConfigError
 from hffm_flower.models.architectures import ARCHITECTURES, shape_of
-from hffm_flower.models.checkpoints import Checkpoint
+from hffm_flower.models.checkpoints import CONFIG, Checkpoint
+from hffm_flower.models.encoders.checkpoint_image import ImageCheckpoint, picture_of, pixels_of
+from hffm_flower.models.encoders.checkpoint_text import TextCheckpoint, text_of, tokenizer_of
 from hffm_flower.models.encoders.encoder import (
     Encoder,
     Stream,
@@ -36,8 +36,6 @@ from hffm_flower.models.encoders.encoder import (
 )
 
 CODE: Final = "embeddings-1"  # raise when the outputs change
-PROCESSOR: Final = "preprocessor_config.json"
-TOKENIZER: Final = ("tokenizer.json", "vocab.txt", "vocab.json")
 MOST_WORDS: Final = 40
 """Word pieces of a text, with special ones; ViLT has no positions for more."""
 
@@ -47,7 +45,7 @@ class Embeddings(Uncut, ABC):
 
     Attributes:
         checkpoint: Whose embeddings they are.
-        reads: Files of it, beside configuration and weights, that change the outputs.
+        files, extras: As in `CheckpointEncoder`.
         blank: An item to try it with.
     """
 
@@ -55,7 +53,8 @@ class Embeddings(Uncut, ABC):
     cacheable: ClassVar[bool] = False
     checkpoint: ClassVar[Checkpoint]
     modality: ClassVar[str]
-    reads: ClassVar[tuple[str, ...]]
+    files: ClassVar[tuple[tuple[str, ...], ...]]
+    extras: ClassVar[tuple[str, ...]]
     blank: ClassVar[Item]
 
     def __init__(self, weights: Weights, seed: int, device: torch.device, cut: int = 0) -> None:
@@ -63,12 +62,17 @@ class Embeddings(Uncut, ABC):
         self._weights, self._seed, self._device = weights, seed, device
 
     def fingerprint(self) -> str:
-        """Hex SHA-256 of the checkpoint's files, and of the seed of random weights."""
+        """Hex SHA-256 of the checkpoint's files, and of the seed of random weights.
+
+        Raises:
+            ConfigError: A file is missing; the message says which and how to get it.
+        """
         held, random = self.checkpoint, self._weights == "random"
-        names = [n for n in self.reads if (held.folder / n).is_file()]
-        source = held.digest("config.json") if random else held.fingerprint
-        seed = self._seed if random else ""
-        return fingerprint_of(CODE, source, held.digest(*names), self._weights, seed, MOST_WORDS)
+        source = held.digest(CONFIG) if random else held.fingerprint
+        return fingerprint_of(
+            CODE, version("transformers"), source, held.digest_of(self.files, self.extras),
+            self._weights, self._seed if random else "", MOST_WORDS,
+        )  # fmt: skip
 
     def check(self) -> None:
         """Encode one item, so that nothing of it can fail later.
@@ -76,6 +80,7 @@ class Embeddings(Uncut, ABC):
         Raises:
             ConfigError: A file is missing, cannot be read, or does not fit the others.
         """
+        self.fingerprint()
         try:
             self.encode([self.blank])
         except (OSError, RuntimeError, ValueError, TypeError, LookupError) as error:
@@ -102,7 +107,8 @@ class ViltPatches(Embeddings):
     """Pictures -> ViLT's image [CLS] and its patches; ``image-grid`` has the patches alone."""
 
     modality: ClassVar[str] = "image"
-    reads: ClassVar[tuple[str, ...]] = (PROCESSOR,)
+    files: ClassVar[tuple[tuple[str, ...], ...]] = ImageCheckpoint.files
+    extras: ClassVar[tuple[str, ...]] = ImageCheckpoint.extras
     blank: ClassVar[Item] = Item("", lambda: Image.new("RGB", (64, 48)))
 
     @cached_property
@@ -110,15 +116,6 @@ class ViltPatches(Embeddings):
         made: nn.Module = self._network().embeddings
         del made.text_embeddings
         return made
-
-    @cached_property
-    def _normal(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the colours that the checkpoint expects."""
-        path = self.checkpoint.folder / PROCESSOR
-        told = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        colours = told.get("image_mean", [0.5] * 3), told.get("image_std", [0.5] * 3)
-        mean, deviation = (torch.tensor(each)[:, None, None] for each in colours)
-        return mean, deviation
 
     @torch.no_grad()
     def encode(self, items: Sequence[Item]) -> dict[str, Tokens]:
@@ -136,37 +133,23 @@ class ViltPatches(Embeddings):
         return {"image": full(values), "image-grid": full(values[:, 1:])}
 
     def _pixels(self, item: Item) -> Tensor:
-        picture = item.load()
-        if not isinstance(picture, Image.Image):
-            raise TypeError(f"the image encoder reads pictures, not {type(picture).__name__}")
         side = self.checkpoint.config.image_size
-        square = picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-        mean, deviation = self._normal
-        levels = torch.from_numpy(np.asarray(square, dtype=np.float32)).permute(2, 0, 1) / 255
-        return (levels - mean) / deviation
+        square = picture_of(item).resize((side, side), Image.Resampling.BICUBIC)
+        pixels = pixels_of(self.checkpoint, square, do_resize=False, do_pad=False)
+        return torch.from_numpy(pixels)
 
 
 class WordPieces(Embeddings):
     """Texts -> embeddings of their word pieces; what pools comes first."""
 
     modality: ClassVar[str] = "text"
-    reads: ClassVar[tuple[str, ...]] = TOKENIZER
+    files: ClassVar[tuple[tuple[str, ...], ...]] = TextCheckpoint.files
+    extras: ClassVar[tuple[str, ...]] = TextCheckpoint.extras
     blank: ClassVar[Item] = Item("", lambda: "a")
 
-    @cached_property
+    @property
     def _tokenizer(self) -> Any:
-        self.checkpoint.file(*TOKENIZER)
-        transformers = importlib.import_module("transformers")
-        try:
-            return transformers.AutoTokenizer.from_pretrained(
-                self.checkpoint.folder, local_files_only=True
-            )
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"the tokenizer of checkpoint {self.checkpoint.source!r} in "
-                f"{self.checkpoint.folder} cannot be used: {error}",
-                key="model.encoders",
-            ) from error
+        return tokenizer_of(self.checkpoint, padded=False)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Item]) -> dict[str, Tokens]:
@@ -175,7 +158,7 @@ class WordPieces(Embeddings):
         values = torch.zeros(len(items), shape.tokens, shape.width)
         mask = torch.zeros(len(items), shape.tokens, dtype=torch.bool)
         for row, item in enumerate(items):
-            ids = self._ids(_text(item), shape.tokens)
+            ids = self._ids(text_of(item), shape.tokens)
             embedded = self._embedded(torch.tensor([ids], device=self._device))
             values[row, : len(ids)], mask[row, : len(ids)] = embedded[0].cpu(), True
         return {"text": Tokens(values, mask)}
@@ -234,13 +217,6 @@ class CausalWords(WordPieces):
     def _embedded(self, ids_BT: Tensor) -> Tensor:
         out: Tensor = self._parts(ids_BT)
         return out
-
-
-def _text(item: Item) -> str:
-    text = item.load()
-    if not isinstance(text, str):
-        raise TypeError(f"the text encoder reads texts, not {type(text).__name__}")
-    return text
 
 
 EMBEDDINGS: Final[Mapping[str, Mapping[str, type[Embeddings]]]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,10 @@ from hffm_flower.data.dataset import Item, text_item
 from hffm_flower.errors import ConfigError
 from hffm_flower.models.adapters import Untuned
 from hffm_flower.models.backbones import backbone_of
-from hffm_flower.models.encoders import encoder_type
+from hffm_flower.models.encoders import Embeddings, embeddings, encoder_type
 from hffm_flower.models.encoders.encoder import Tokens, Weights
 from hffm_flower.seeding import generator
-from tests.support.checkpoints import SIDE, change_config
+from tests.support.checkpoints import SIDE, change_config, square
 from tests.support.fused_checkpoints import FUSED
 
 CPU = torch.device("cpu")
@@ -39,8 +40,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     return make
 
 
-def picture(seed: int) -> Item:
-    levels = generator(seed, "picture").integers(0, 256, (SIDE, SIDE, 3), dtype="uint8")
+def picture(seed: int, height: int = SIDE, width: int = SIDE) -> Item:
+    levels = generator(seed, "picture").integers(0, 256, (height, width, 3), dtype="uint8")
     return Item(str(seed), lambda: Image.fromarray(levels))
 
 
@@ -56,33 +57,35 @@ TEXTS = [text_item(t) for t in ("what is the color of this shape?", "red?")]
 
 
 def test_vilt_is_that_of_transformers(made: Callable[[str], str]) -> None:
-    """Pixels and words in, `pooler_output` out; its shuffling of patches changes no sum."""
+    """Pixels and words in, `pooler_output` out; its shuffling of patches changes no sum.
+
+    Pictures of any proportions become squares, which ViLT's own processor would not make.
+    """
     name = made("vilt")
     folder = name.removeprefix("hf:")
     family = backbone_of(name)
-    pictures = [picture(1), picture(2)]
-    text, image = read(name, "text", TEXTS), read(name, "image", pictures)
+    pictures = [picture(1), picture(2, 20, 90), picture(3, 70, 33)]
+    texts = [*TEXTS, TEXTS[0]]
+    text, image = read(name, "text", texts), read(name, "image", pictures)
     x, mask = joined(text["text"], image["image"])
     frozen = family.load_frozen("pretrained", 0)
     pooled, fused = family.fuse(frozen, [Untuned()] * len(family.layers), x, mask)
     whole: Any = transformers.ViltModel.from_pretrained(folder).eval()
     words = transformers.AutoTokenizer.from_pretrained(folder)(
-        [str(t.load()) for t in TEXTS], padding="max_length", max_length=40, return_tensors="pt"
+        [str(t.load()) for t in texts], padding="max_length", max_length=40, return_tensors="pt"
     )
-    pixels = [torch.from_numpy(_levels(p)) / 127.5 - 1 for p in pictures]
+    loaded = [p.load() for p in pictures]
+    squared = square("ViTImageProcessorPil", resample=Image.Resampling.BICUBIC)
+    own = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    assert own(loaded[1], return_tensors="pt")["pixel_values"].shape[2:] != (SIDE, SIDE)
+    pixels = squared(loaded, return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
-        told = whole(**words, pixel_values=torch.stack(pixels), output_hidden_states=True)
+        told = whole(**words, pixel_values=pixels, output_hidden_states=True)
     assert x.shape[1] == 40 + 1 + (SIDE // 4) ** 2
     assert torch.allclose(pooled, told.pooler_output, atol=1e-5)
     before_last = told.hidden_states[-2][:, :40]
     assert torch.allclose(fused[:, :40][mask[:, :40]], before_last[mask[:, :40]], atol=1e-5)
     assert torch.equal(image["image-grid"].values, image["image"].values[:, 1:])
-
-
-def _levels(item: Item) -> Any:
-    import numpy as np
-
-    return np.asarray(item.load(), dtype=np.float32).transpose(2, 0, 1)
 
 
 @pytest.mark.parametrize("kind", CAUSAL)
@@ -155,3 +158,85 @@ def test_sizes_that_cannot_be_are_refused(
     if value < 1:
         with pytest.raises(ConfigError, match=str(folder)):
             encoder_type("text", f"hf:{folder}")
+
+
+def reader(folder: Path, modality: str) -> Embeddings:
+    made = encoder_type(modality, f"hf:{folder}")("pretrained", 0, CPU)
+    assert isinstance(made, Embeddings)
+    return made
+
+
+@pytest.fixture
+def copied(made: Callable[[str], str], tmp_path: Path) -> Callable[[str], Path]:
+    return lambda kind: shutil.copytree(made(kind).removeprefix("hf:"), tmp_path / kind)
+
+
+@pytest.mark.parametrize("kind", ["vilt", "gpt2"])
+def test_a_tokenizer_with_more_tokens_than_the_embedding_is_refused(
+    kind: str, copied: Callable[[str], Path]
+) -> None:
+    folder = copied(kind)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["zebra"] * (kind == "vilt") or ["zebra", "yak", "xerus"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ConfigError, match=r"\d+ tokens for an embedding of 2") as caught:
+        reader(folder, "text").check()
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "modality", "file"),
+    [
+        *(
+            ("vilt", "text", f)
+            for f in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+        ),
+        ("gpt2", "text", "merges.txt"),
+        ("vilt", "image", "processor_config.json"),
+    ],
+)
+def test_all_that_changes_the_tokens_changes_the_fingerprint(
+    kind: str, modality: str, file: str, copied: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    folder = copied(kind)
+    before = reader(folder, modality).fingerprint()
+    (folder / file).write_text('{"do_lower_case": false}', encoding="utf-8")
+    after = reader(folder, modality).fingerprint()
+    monkeypatch.setattr(embeddings, "version", lambda _: "4.0")
+    assert len({before, after, reader(folder, modality).fingerprint()}) == 3
+
+
+PROCESSOR = "preprocessor_config.json"
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        (None, f"has no {PROCESSOR} or processor_config.json"),
+        ([], "the preprocessing of checkpoint .* cannot be used"),
+        ({"image_std": [0, 0, 0]}, r"makes pixels that are not finite; image_std is .*0"),
+    ],
+)
+def test_preprocessing_of_a_backbone_is_needed_and_tried(
+    told: object, says: str, copied: Callable[[str], Path]
+) -> None:
+    folder = copied("vilt")
+    (folder / PROCESSOR).unlink()
+    if told is not None:
+        (folder / PROCESSOR).write_text(json.dumps(told), encoding="utf-8")
+    with pytest.raises(ConfigError, match=says) as caught:
+        reader(folder, "image").check()
+    assert str(folder) in str(caught.value)
+
+
+def test_preprocessing_of_a_whole_processor_is_read(copied: Callable[[str], Path]) -> None:
+    folder = copied("vilt")
+    usual = shutil.copytree(folder, folder.parent / "usual")
+    told = json.loads((folder / PROCESSOR).read_text("utf-8"))
+    (folder / PROCESSOR).unlink()
+    whole = {"image_processor": {**told, "image_mean": [0.1, 0.2, 0.3]}}
+    (folder / "processor_config.json").write_text(json.dumps(whole), encoding="utf-8")
+    found, others = (reader(f, "image").encode([picture(1)])["image"] for f in (folder, usual))
+    assert not torch.allclose(found.values[:, 1:], others.values[:, 1:], atol=1e-3)
+    assert torch.equal(found.values[:, 0], others.values[:, 0])
