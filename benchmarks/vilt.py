@@ -81,6 +81,7 @@ def make(folder: Path) -> Path:
     words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "this", "group", "?")
     vocabulary = {word: i for i, word in enumerate(words)}
     transformers.BertTokenizer(vocab=vocabulary).save_pretrained(folder)
+    transformers.ViltImageProcessorPil().save_pretrained(folder)
     return folder
 
 

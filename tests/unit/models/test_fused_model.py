@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from clients.trainer import train
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError
 from hffm_flower.models.multimodal import MultimodalModel
+from hffm_flower.models.prenorm import FrozenPreNorm
 from hffm_flower.modules import ModuleKey
 from tests.support import fused, tiny
 from tests.support.checkpoints import make_bert, make_vilt
@@ -175,11 +177,21 @@ def test_without_text_the_prompt_goes_through_the_frozen_layers(vilt: Path, cach
     ids=["bottleneck", "lora", "experts", "last-two"],
 )
 def test_recomputing_gives_the_same_bits(
-    changes: dict[str, object], vilt: Path, cache: Path
+    changes: dict[str, object], vilt: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Every layer of a step runs once more, in the backward pass."""
+    runs, forward = [0], FrozenPreNorm.forward
+
+    def counted(layer: FrozenPreNorm, *inputs: Any, **options: Any) -> Tensor:
+        runs[-1] += torch.is_grad_enabled()
+        return forward(layer, *inputs, **options)
+
+    monkeypatch.setattr(FrozenPreNorm, "forward", counted)
     kept, loss = trained(fused.settings(cache, vilt, **changes))
+    runs.append(0)
     again, loss_again = trained(fused.settings(cache, vilt, train__checkpointing=True, **changes))
     assert loss == loss_again
+    assert runs[1] == 2 * runs[0] > 0
     for name, value in kept.parameters_of(kept.keys).items():
         assert torch.equal(value, again.parameters_of(again.keys)[name]), name
 
