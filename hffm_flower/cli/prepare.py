@@ -64,7 +64,7 @@ def prepare_command(
         from hffm_flower.data.prepare import Wanted, prepare
 
         wanted = Wanted(
-            int(answers) if answers.lstrip("-").isdecimal() else _words(answers),
+            int(answers) if answers.removeprefix("-").isdecimal() else _words(answers),
             {"train": train_per_answer, "test": test_per_answer},
             seed,
         )

@@ -57,14 +57,15 @@ def prepare(
     """
     source = _source(kind, settings or {})
     wanted = wanted or Wanted()
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise ConfigError(f"{str(root)!r} {what}", key="root")
+    root = root.absolute()
     count = wanted.answers if isinstance(wanted.answers, int) else len(wanted.answers)
     name = _name(name or f"{source.name}{count}" * bool(source.name), kind)
-    root = root.resolve()
     total = count * sum(wanted.per_answer.values())
     try:
+        if not root.is_dir():
+            what = "is not a folder" if root.exists() else "does not exist"
+            raise ConfigError(f"{str(root)!r} {what}", key="root")
+        root = root.resolve()
         with Workshop(out or data_folder(), name, replace=replace) as workshop:
             found = source.read(root, generator(wanted.seed, "prepare", "split"))
             answers = choose(found, wanted)
@@ -76,7 +77,8 @@ def prepare(
             drawn, unusable = draw(found, answers, wanted, keep=keep)
             return workshop.finish(kind, found, answers, drawn, unusable=unusable, wanted=wanted)
     except OSError as error:
-        raise ConfigError(f"{error.strerror}: {error.filename!r}", key="out") from error
+        key = "root" if Path(str(error.filename)).is_relative_to(root) else "out"
+        raise ConfigError(f"{error.strerror}: {error.filename!r}", key=key) from error
 
 
 def _source(kind: str, settings: Mapping[str, object]) -> Source:

@@ -102,6 +102,8 @@ def test_another_folder_is_named(
         (["gqb"], "error: KIND: unknown kind 'gqb' (did you mean 'gqa'?)"),
         (["gqa"], "error: --answers: 10 answers wanted, but 0 have 100 train and 50 test"),
         (["gqa", "--answers", "1"], "error: --answers: 1 answers are no task"),
+        (["gqa", "--answers=-5"], "error: --answers: -5 answers are no task"),
+        (["gqa", "--answers=--5"], "error: --answers: at least 2 are needed, each once"),
         (["gqa", "--test-share", "0.5"], "error: --test-share: kind 'gqa' has no such setting"),
         (["image-csv"], "error: --name: '' is no name of a task"),
         (["vizwiz"], "error: --root: "),

@@ -143,6 +143,22 @@ def no_room(old: Path, new: Path) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(new))
 
 
+@pytest.mark.parametrize("reading", ["is_dir", "is_file"])
+def test_a_root_that_cannot_be_read(
+    home: Path, monkeypatch: pytest.MonkeyPatch, reading: str
+) -> None:
+    root = make_gqa(home / "in")
+    usual = getattr(Path, reading)
+
+    def forbidden(path: Path, *more: Any, **options: Any) -> Any:
+        if path.is_relative_to(root):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return usual(path, *more, **options)
+
+    monkeypatch.setattr(Path, reading, forbidden)
+    assert refused(home, "gqa", root).startswith(f"root: Permission denied: '{root}")
+
+
 def test_names_and_places(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_gqa(home / "in")
     assert "'watch7' is a task of the package" in refused(home, "gqa", root, name="watch7")
