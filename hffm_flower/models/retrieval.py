@@ -45,7 +45,7 @@ class RetrievalHead(Head):
         return out
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy of text given input and of input given text."""
+        """Mean cross-entropy of text given input and of input given text; 0 for a batch of one."""
         texts_BE = F.normalize(self.text(self.text_norm(target[:, 0])), dim=-1)
         scale = self.log_scale.clamp(max=MOST_SCALE).exp()
         logits_BB = scale * F.normalize(output, dim=-1) @ texts_BE.T

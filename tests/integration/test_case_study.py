@@ -1,4 +1,11 @@
-"""The run of the case study, from its file, on a small random ViLT and small generated data."""
+"""The run of the case study, from its file, on a small random ViLT and small generated data.
+
+The small ViLT is `transformers`' own class with every part of the published architecture: pre-norm
+layers, GELU, positions of words and patches, types, both [CLS], the last norm and the pooler; its
+wiring, adapters in each layer and methods are those of the file. It is smaller in numbers: 3 layers
+of width 32 with 2 heads and an FFN of 48, 64 patches of 4 pixels, 22 words, bottlenecks of 8. One
+round at the published size is a slow test here.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import transformers
 
 import hffm_flower
 from hffm_flower.config import RunConfig
@@ -93,3 +101,20 @@ def test_it_learns_with_a_cached_prefix_and_predicts(
     )[0]
     answer = model.predict("swatch4", image=item.load(), text="color?")
     assert answer in fused.COLOURS
+
+
+@pytest.mark.slow
+def test_a_round_of_the_published_size(tmp_path: Path) -> None:
+    """12 layers of 768, 144 patches, two bottlenecks of 256 in each; 32 examples, one pass."""
+    full = make_vilt(tmp_path / "vilt", **transformers.ViltConfig().to_dict())
+    config = stand_in(
+        tmp_path, full, rounds=1, tree__devices=2, tree__edges=1, model__adapter_rank=256,
+        data__train_per_answer=4, data__test_per_answer=4, data__alpha=100.0,
+    )  # fmt: skip
+    played = finished(config, tmp_path / "out")
+    (report,) = played.rounds
+    assert (report.devices, report.dropped, report.trained) == ([0, 1], {}, 32)
+    adapters = [state for key, state in played.files.cloud().items() if key.kind == "adapter"]
+    assert len(adapters) == 12
+    assert all(a["first.down.weight"].shape == (256, 768) for a in adapters)
+    assert set(played.result["summary"]["per_task"]) == {"swatch4", "swatch4-free"}
