@@ -5,8 +5,8 @@
 Random weights of the published architecture unless a folder is given. CPU seconds of one thread
 per step of eight examples. Cached: the layers in front of the adapted ones have been run once.
 ``--plain`` adds the same model as a loop over `transformers`' own ViLT. Before that, what
-``hffm plan-memory`` says is compared with the peak of a child process that trains two steps;
-``--steps 0`` does nothing else.
+``hffm plan-memory`` says is compared with the peak of a child process that trains two steps and
+evaluates; ``--steps 0`` does nothing else.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 import transformers
 from torch import nn
 
+from clients.evaluator import tally
 from clients.resident import Device, frozen_layers
 from clients.spec import model_spec
 from clients.trainer import train
@@ -89,7 +90,7 @@ def settings(folder: Path, root: Path, **changes: Any) -> RunConfig:
     """One device with emoji and questions."""
     base = {
         "tree__devices": 1, "tree__edges": 1, "data__tasks": TASK, "data__full_modality_share": 1.0,
-        "data__train_per_answer": 2, "data__test_per_answer": 2,
+        "data__train_per_answer": 2, "data__test_per_answer": 8,
         "model__backbone": f"hf:{folder}", "model__encoders": f"image=hf:{folder} text=hf:{folder}",
         "model__adapter_rank": 256, "model__adapter_wiring": "corrected",
         "train__batch_size": BATCH, "train__local_steps": 2, "train__device": "cpu",
@@ -158,14 +159,13 @@ def measure(step: Callable[[], None], steps: int) -> float:
 
 
 def one_step(config: RunConfig) -> dict[str, int]:
-    """Two steps of the client's trainer, and this process's memory [byte]."""
+    """Two steps of the client's trainer, an evaluation, and this process's memory [byte]."""
     import resource
 
     device = Device(config, 0, CPU)
-    train(
-        device.model(), device.train_data(), config.train,
-        t=1, rounds=1, seed=config.seed, device_index=0,
-    )  # fmt: skip
+    model, data = device.model(), device.train_data()
+    train(model, data, config.train, t=1, rounds=1, seed=config.seed, device_index=0)
+    list(tally(model, data, device.tests(), batch_size=config.train.batch_size))
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 

@@ -158,9 +158,12 @@ def evaluate_round(message: Message, context: Context) -> Message:
     with _one_thread():
         device = _device(context)
         model, _, _ = _assemble(message, context, device, before=t + 1)
+        found = tally(
+            model, device.train_data(), device.tests(), batch_size=device.config.train.batch_size
+        )
         scores: dict[str, int | float | list[int] | list[float]] = {
             f"{split}/{task}": [float(s.correct), float(s.total), s.value]
-            for split, task, s in tally(model, device.train_data(), device.tests())
+            for split, task, s in found
         }
     return Message(RecordDict({"scores": MetricRecord(scores)}), reply_to=message)
 

@@ -12,18 +12,23 @@ from clients.examples import TaskData
 from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.report import Score
 
-BATCH = 64
-
 
 @torch.inference_mode()
-def evaluate(model: MultimodalModel, data: Iterable[TaskData]) -> dict[str, Score]:
-    """Score ``model`` on each task's examples, in batches of 64 in their order, in float32."""
+def evaluate(
+    model: MultimodalModel, data: Iterable[TaskData], *, batch_size: int
+) -> dict[str, Score]:
+    """Score ``model`` on each task's examples, in their order, in float32.
+
+    In batches as large as those of training it takes less memory than that.
+    """
     model.eval()
     scores: dict[str, Score] = {}
     for part in data:
         task, score = part.task, scores.get(part.task, Score())
-        for start in range(0, len(part), BATCH):
-            rows = torch.arange(start, min(start + BATCH, len(part)), device=part.targets.device)
+        for start in range(0, len(part), batch_size):
+            rows = torch.arange(
+                start, min(start + batch_size, len(part)), device=part.targets.device
+            )
             batch = part.index(rows)
             right, value = model.head(task).score(
                 model(task, model.trimmed(batch.inputs)), batch.targets
@@ -57,10 +62,15 @@ def guesses(
 
 
 def tally(
-    model: MultimodalModel, train: Iterable[TaskData], tests: Mapping[str, Iterable[TaskData]]
+    model: MultimodalModel,
+    train: Iterable[TaskData],
+    tests: Mapping[str, Iterable[TaskData]],
+    *,
+    batch_size: int,
 ) -> Iterator[tuple[str, str, Score]]:
     """Split, task and counts of all that a device reports, the ``guess`` on split ``iid`` too."""
     for split, data in tests.items():
-        yield from ((split, task, score) for task, score in evaluate(model, data).items())
+        scores = evaluate(model, data, batch_size=batch_size)
+        yield from ((split, task, score) for task, score in scores.items())
     for task, score in guesses(model, train, tests["iid"]).items():
         yield "guess", task, score

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -57,6 +58,10 @@ class TaskData:
         return TaskData(self.task, inputs, self.targets[rows])
 
 
+MOST_KEPT: Final = 2**29
+"""Examples of all devices that a process keeps in memory [byte]."""
+
+
 class ExampleMemory:
     """Loaded examples by what they are of; the least recently used go when there are too many.
 
@@ -64,7 +69,7 @@ class ExampleMemory:
         most_bytes: How much to keep [byte]; what is asked for last is kept in any case.
     """
 
-    def __init__(self, most_bytes: int = 2**29) -> None:
+    def __init__(self, most_bytes: int = MOST_KEPT) -> None:
         self._most_bytes = most_bytes
         self._held: OrderedDict[Hashable, list[TaskData]] = OrderedDict()
         self._bytes = 0

@@ -111,6 +111,11 @@ def _unfit(config: RunConfig, modality: str, item: Item) -> str:
 _examples = ExampleMemory()
 
 
+def release_examples() -> None:
+    """Let go of the examples that this process has kept."""
+    _examples.clear()
+
+
 class Device:
     """One device of a run: its profile, its model and its data, as this process sees them.
 

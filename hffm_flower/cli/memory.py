@@ -54,7 +54,8 @@ def memory_command(
     console.print(round_table(found))
     verdict = (
         f"{here.actors} processes at once: {here.needed(found) / GIB:.2f} GiB of "
-        f"{here.memory / GIB:.2f} GiB here, with {here.process / MIB:.0f} MiB for each process"
+        f"{here.memory / GIB:.2f} GiB here, with {here.process / MIB:.0f} MiB for each process and "
+        f"{here.kept(found) / MIB:.0f} MiB of other devices' examples"
     )
     try:
         check_budgets(chosen, plan)

@@ -15,7 +15,7 @@ import torch
 
 from clients.evaluator import tally
 from clients.examples import TaskData, pool
-from clients.resident import Device, encoder_of, frozen_layers
+from clients.resident import Device, encoder_of, frozen_layers, release_examples
 from clients.spec import model_spec, resting
 from clients.trainer import train
 from hffm_flower.accelerator import choose_device
@@ -62,10 +62,12 @@ def train_pooled(
         event({"event": "wait", "phase": "encoding the data", "t": 0, "done": done,
                "of": len(devices)})  # fmt: skip
     data = pool(parts)
-    tests = {
-        split: pool(part for d in devices for part in d.test_data(split))
-        for split in ("iid", "skewed")
-    }
+    del parts
+    release_examples()
+    tests: dict[str, list[TaskData]] = {}
+    for split in ("iid", "skewed"):
+        tests[split] = pool(part for d in devices for part in d.test_data(split))
+        release_examples()
     tasks = task_facts(config.data.tasks, (d.profile for d in devices))
     model = pooled_model(config, devices, on)
     schedule = Schedule.of(
@@ -86,7 +88,8 @@ def train_pooled(
             report = RoundReport(t, done_round.loss, done_round.examples)
             report.devices = [d.profile.index for d in devices if not d.profile.idle]
             if t in reported:
-                for split, task, score in tally(model, data, tests):
+                found = tally(model, data, tests, batch_size=config.train.batch_size)
+                for split, task, score in found:
                     report.add_score("cloud", split, task, score)
                 report.evaluated["cloud"] = report.devices
             report.seconds = time.monotonic() - began

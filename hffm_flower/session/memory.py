@@ -14,22 +14,25 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from clients.equipment import memories_mib
+from clients.examples import MOST_KEPT
 from clients.resident import encoder_of
-from clients.shares import dataset_of
+from clients.shares import dataset_of, shared_partition
 from clients.spec import model_spec
 from hffm_flower.accelerator import choose_device
 from hffm_flower.assignment import memory_mib
 from hffm_flower.config import RunConfig
-from hffm_flower.data.dataset import Split
+from hffm_flower.data.dataset import Indices, Split
 from hffm_flower.errors import ConfigError
-from hffm_flower.models.encoders import Encoder
+from hffm_flower.models.encoders import CheckpointEncoder, Encoder
 from hffm_flower.models.encoders.encoder import Stream
 from hffm_flower.models.footprint import Footprint, footprint, sent_bytes
 from hffm_flower.models.multimodal import MultimodalModel
 from hffm_flower.models.parts import ModelSpec, behind_prefix, streams_of
 from hffm_flower.modules import ModuleKey, ModuleKind
 from hffm_flower.profile import NodeProfile
+from hffm_flower.schedule import METHODS
 from hffm_flower.session.plan import Plan
+from hffm_flower.session.preflight import encoders_read
 from hffm_flower.tasks import TASKS
 
 CPU: Final = torch.device("cpu")
@@ -53,8 +56,10 @@ class Estimate:
         rank: Of their LoRA; 0: none.
         experts: How many they hold.
         step: Of the task that needs most.
-        tokens: Inputs and targets of the one with most examples, in memory [byte].
-        cache: The same on disk [byte].
+        tokens: Inputs and targets of training and both tests, of the one with most of them, in
+            memory [byte].
+        every: The same of all of these devices [byte].
+        cache: Of the one with most, on disk [byte].
         message: Modules that a device is sent, and sends, in an edge round [byte].
         flops: Of an edge round of the one with most examples [flop].
         seconds: That takes at ``radio.device-gflop-s`` [s].
@@ -67,6 +72,7 @@ class Estimate:
     experts: int
     step: Footprint
     tokens: int
+    every: int
     cache: int
     message: int
     flops: float
@@ -79,46 +85,46 @@ class Estimate:
 
 
 def estimates(config: RunConfig, plan: Plan) -> list[Estimate]:
-    """One estimate for each kind of device, in the order of their first devices."""
+    """One estimate for each kind of device, in the order of their first devices.
+
+    Where all data are pooled there is one, of the model that is trained on them.
+    """
+    pooled = METHODS[config.method].pooled
     kinds: dict[tuple[object, ...], list[NodeProfile]] = {}
     for profile in plan.profiles:
         if not profile.idle:
             has = profile.modalities, tuple(profile.tasks), profile.rank, len(profile.experts)
-            kinds.setdefault(has, []).append(profile)
-    return [_estimate(config, plan, profiles) for profiles in kinds.values()]
+            kinds.setdefault(() if pooled else has, []).append(profile)
+    return [_estimate(config, plan, profiles, pooled=pooled) for profiles in kinds.values()]
 
 
 def _estimate(
-    config: RunConfig,
-    plan: Plan,
-    profiles: list[NodeProfile],
+    config: RunConfig, plan: Plan, profiles: list[NodeProfile], *, pooled: bool
 ) -> Estimate:
-    first, spec = profiles[0], model_spec(config)
-    keys = plan.keys[first.index]
-    encoders = {m: encoder_of(config, m, CPU) for m in first.modalities if m in spec.encoders}
-    trained = _keys(plan, first, spec)
-    together = sum if config.method == "central" else max
-    most = {task: together(p.tasks[task] for p in profiles) for task in first.tasks}
+    first, spec = _joined(config, profiles) if pooled else profiles[0], model_spec(config)
+    held = profiles if pooled else profiles[:1]
+    keys = tuple(sorted({k for p in held for k in plan.keys[p.index]}))
+    encoders = _encoders(config, first)
+    trained = _keys(keys, first, spec)
+    together = sum if pooled else max
+    shards = [_shards(config, profile) for profile in profiles]
     steps = {
-        task: _step(config, first, task, examples=n, keys=trained, encoders=encoders)
-        for task, n in most.items()
-    }
-    flops, tokens, kept = 0.0, 0, 0
-    for profile in profiles:
-        done = sum(steps[t].flops * n for t, n in profile.tasks.items()) * config.train.local_epochs
-        if config.train.local_steps:
-            hardest = max(step.flops for step in steps.values())
-            done = hardest * config.train.batch_size * config.train.local_steps
-        flops = max(flops, done)
-        memory = disk = 0
-        for task, count in profile.tasks.items():
-            shapes, cached = _streams(task, spec, encoders)
-            examples = count + profile.tests.get(task, 0)
-            memory += examples * sum(s.tokens * (4 * s.width + 1) for s in shapes.values())
-            memory += count * _targets(config, task, 1).nbytes
-            memory += profile.tests.get(task, 0) * _targets(config, task, 1, "test").nbytes
-            disk += examples * sum(shapes[n].tokens * (2 * shapes[n].width + 1) for n in cached)
-        tokens, kept = max(tokens, memory), max(kept, disk)
+        task: _step(
+            config, first, task, keys=trained, encoders=encoders,
+            examples=together(max(map(len, of[task])) for of in shards if task in of),
+        )
+        for task in first.tasks
+    }  # fmt: skip
+    flops = together(sum(steps[t].flops * n for t, n in p.tasks.items()) for p in profiles)
+    flops *= config.train.local_epochs
+    if config.train.local_steps:
+        hardest = max(step.flops for step in steps.values())
+        flops = hardest * config.train.batch_size * config.train.local_steps
+    found = [_data(config, p, of) for p, of in zip(profiles, shards, strict=True)]
+    tokens, every = max(sum(sizes) for sizes, _ in found), sum(sum(sizes) for sizes, _ in found)
+    if pooled:  # each split in parts and in one, for a moment; then the next
+        train, iid, skewed = (sum(sizes[i] for sizes, _ in found) for i in range(3))
+        tokens = every = max(2 * train, train + 2 * iid, train + iid + 2 * skewed)
     return Estimate(
         devices=tuple(p.index for p in profiles),
         modalities=first.modalities,
@@ -127,11 +133,52 @@ def _estimate(
         experts=len(first.experts),
         step=max(steps.values(), key=lambda step: step.total),
         tokens=tokens,
-        cache=kept,
-        message=sent_bytes(_model(config, first, keys, FakeTensorMode()), keys),
+        every=every,
+        cache=together(disk for _, disk in found),
+        message=0 if pooled else sent_bytes(_model(config, first, keys, FakeTensorMode()), keys),
         flops=flops,
         seconds=flops / (config.radio.device_gflop_s * 1e9),
     )
+
+
+def _joined(config: RunConfig, profiles: Sequence[NodeProfile]) -> NodeProfile:
+    """One device with all that ``profiles`` have."""
+    counts = {t: sum(p.tasks.get(t, 0) for p in profiles) for t in config.data.tasks}
+    return NodeProfile(
+        index=profiles[0].index,
+        modalities=tuple(sorted({m for p in profiles for m in p.modalities})),
+        tasks={task: count for task, count in counts.items() if count},
+        rank=max(p.rank for p in profiles) and model_spec(config).lora.most,
+        experts=tuple(sorted({j for p in profiles for j in p.experts})),
+    )
+
+
+def _encoders(config: RunConfig, profile: NodeProfile) -> dict[str, Encoder]:
+    known = model_spec(config).encoders
+    return {m: encoder_of(config, m, CPU) for m in profile.modalities if m in known}
+
+
+def _shards(config: RunConfig, profile: NodeProfile) -> dict[str, list[Indices]]:
+    """Task -> a device's examples of training and of its two tests."""
+    drawn = shared_partition(config)
+    splits = drawn.train, drawn.test_iid, drawn.test_skewed
+    return {task: [split[task][profile.index] for split in splits] for task in profile.tasks}
+
+
+def _data(
+    config: RunConfig, profile: NodeProfile, shards: Mapping[str, Sequence[Indices]]
+) -> tuple[list[int], int]:
+    """Inputs and targets of a device's ``shards`` in memory, and what is cached on disk [byte]."""
+    sizes, disk = [0, 0, 0], 0
+    for task, (train, *tests) in shards.items():
+        shapes, cached = _streams(task, model_spec(config), _encoders(config, profile))
+        read = sum(s.tokens * (4 * s.width + 1) for s in shapes.values())
+        for i, rows in enumerate((train, *tests)):
+            target = _targets(config, task, 1, "test" if i else "train").nbytes
+            sizes[i] += len(rows) * (read + target)
+        distinct = len(train) + len(np.union1d(*tests))
+        disk += distinct * sum(shapes[n].tokens * (2 * shapes[n].width + 1) for n in cached)
+    return sizes, disk
 
 
 def _streams(
@@ -188,12 +235,14 @@ def _layout(key: ModuleKey, spec: ModelSpec) -> str:
     return f"{TASKS[key.name].head} {spec.head_size(key.name)}"
 
 
-def _keys(plan: Plan, profile: NodeProfile, spec: ModelSpec) -> tuple[ModuleKey, ...]:
-    """Modules of a device, with as many experts more as it is lent."""
+def _keys(
+    keys: Iterable[ModuleKey], profile: NodeProfile, spec: ModelSpec
+) -> tuple[ModuleKey, ...]:
+    """Modules ``keys`` of a device, with as many experts more as it is lent."""
     others = (j for j in range(spec.experts) if j not in profile.experts)
     lent = itertools.islice(others, profile.lent)
     more = {ModuleKey(ModuleKind.EXPERT, str(j)) for j in lent}
-    return tuple(sorted({*plan.keys[profile.index], *more}))
+    return tuple(sorted({*keys, *more}))
 
 
 def _model(
@@ -216,7 +265,7 @@ class Machine:
 
     Attributes:
         memory: Of the CPU or of the accelerator [byte].
-        process: What a process takes before it trains: libraries and encoders [byte].
+        process: What a process takes before it trains: libraries and checkpoints' encoders [byte].
         actors: Processes that train at once.
     """
 
@@ -224,19 +273,29 @@ class Machine:
     process: int
     actors: int
 
-    def needed(self, each: Iterable[Estimate]) -> int:
+    def needed(self, each: Sequence[Estimate]) -> int:
         """Memory of a run whose devices need ``each`` [byte]."""
-        return self.actors * (self.process + max((e.total for e in each), default=0))
+        most = max((e.total for e in each), default=0)
+        return self.actors * (self.process + most + self.kept(each))
+
+    @staticmethod
+    def kept(each: Sequence[Estimate]) -> int:
+        """Examples of other devices that a process keeps, since it plays any of them [byte]."""
+        others = sum(e.every for e in each) - max((e.tokens for e in each), default=0)
+        return min(MOST_KEPT, others)
 
 
 def machine(config: RunConfig) -> Machine:
-    """This machine, as the run will use it; the process is measured on this one."""
+    """This machine, as the run will use it; the process is measured on this one, after `check`."""
     on = choose_device(config.train.device)
+    used = [encoder_of(config, m, CPU) for m in encoders_read(config)]
+    encoders = sum(e.weights_bytes for e in used if isinstance(e, CheckpointEncoder))
     actors = config.simulation.actors or psutil.cpu_count() or 1
     actors = 1 if config.method == "central" else min(actors, config.tree.devices)
     if on.type == "cuda":
-        return Machine(torch.cuda.get_device_properties(on).total_memory, 0, actors)
-    return Machine(psutil.virtual_memory().total, psutil.Process().memory_info().rss, actors)
+        return Machine(torch.cuda.get_device_properties(on).total_memory, encoders, actors)
+    process = psutil.Process().memory_info().rss + encoders
+    return Machine(psutil.virtual_memory().total, process, actors)
 
 
 def check_budgets(config: RunConfig, plan: Plan) -> None:

@@ -11,6 +11,7 @@ from hffm_flower.errors import ConfigError, one_of
 from hffm_flower.models.encoders import (
     CHECKPOINT_ENCODERS,
     ENCODERS,
+    PREFIX,
     CheckpointEncoder,
     Embeddings,
     encoder_type,
@@ -114,11 +115,11 @@ def _check(config: RunConfig) -> Plan:
 
 
 def _check_memory(config: RunConfig, plan: Plan) -> None:
-    from hffm_flower.models.backbones import BACKBONES
     from hffm_flower.session.memory import check_budgets, check_machine, estimates, machine
 
     check_budgets(config, plan)
-    if config.model.backbone not in BACKBONES:  # these are small, and every start would wait
+    # What is packaged is small, and every start would wait.
+    if any(n.startswith(PREFIX) for n in (config.model.backbone, *encoders_read(config).values())):
         check_machine(machine(config), estimates(config, plan))
 
 
@@ -144,7 +145,7 @@ def check_checkpoints(config: RunConfig) -> None:
 
     from clients.resident import encoder_of
 
-    encoders = [encoder_of(config, m, torch.device("cpu")) for m in _read(config)]
+    encoders = [encoder_of(config, m, torch.device("cpu")) for m in encoders_read(config)]
     for encoder in encoders:
         if isinstance(encoder, CheckpointEncoder | Embeddings):
             encoder.check()
@@ -195,11 +196,11 @@ def assets_of(config: RunConfig) -> set[str]:
     from hffm_flower.models.backbones import backbone_of
 
     needed = {a for task in config.data.tasks for a in DATASETS[TASKS[task].dataset].assets}
-    needed |= {a for m, name in _read(config).items() for a in encoder_type(m, name).assets}
+    needed |= {a for m, name in encoders_read(config).items() for a in encoder_type(m, name).assets}
     return needed | set(backbone_of(config.model.backbone).assets)
 
 
-def _read(config: RunConfig) -> dict[str, str]:
+def encoders_read(config: RunConfig) -> dict[str, str]:
     """Modalities that the tasks read -> name of the encoder."""
     read = {m for task in config.data.tasks for m in TASKS[task].inputs}
     return {m: name for m, name in config.encoder_names().items() if m in read}

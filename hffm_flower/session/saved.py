@@ -157,7 +157,10 @@ def recompute(folder: str | Path) -> tuple[dict[str, object], dict[str, object]]
             model.load(base)
             if tier == "cloud":
                 model.load({k: v for k, v in cloud.items() if k in model.keys})
-            for split, task, score in tally(model, device.train_data(), device.tests()):
+            found = tally(
+                model, device.train_data(), device.tests(), batch_size=config.train.batch_size
+            )
+            for split, task, score in found:
                 last.add_score(tier, split, task, score)
     tasks = {
         task: replace(facts, expected=expected.get(task, facts.expected))

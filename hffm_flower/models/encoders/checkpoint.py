@@ -76,6 +76,7 @@ class CheckpointEncoder(ABC):
         checkpoint: Where all comes from.
         anatomy: That of the checkpoint.
         precision: In which the frozen part computes.
+        weights_bytes: What its weights take in memory, known after `check` [byte].
     """
 
     assets: ClassVar[tuple[str, ...]] = ()
@@ -150,6 +151,7 @@ class CheckpointEncoder(ABC):
         self._seed = seed
         self._device = device
         self._cut = cut
+        self.weights_bytes = 0
         self.streams = self.cut_streams(cut)
 
     @classmethod
@@ -198,6 +200,10 @@ class CheckpointEncoder(ABC):
                 f"{self.modality}: {error}",
                 key=self.checkpoint.key,
             ) from error
+        body, blocks, ends = self._parts
+        self.weights_bytes = sum(
+            p.nbytes for part in (body, blocks, *ends.values()) for p in part.parameters()
+        )
         for name in ("_parts", "_end"):
             self.__dict__.pop(name, None)
 

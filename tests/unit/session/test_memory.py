@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import gc
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 
 import numpy as np
+import psutil
 import pytest
 import torch
+import transformers
 from typer.testing import CliRunner
 
+from clients.evaluator import tally
+from clients.examples import MOST_KEPT, TaskData
 from clients.resident import Device
+from clients.shares import shared_partition
 from hffm_flower.cli import memory as command
 from hffm_flower.cli.app import app
 from hffm_flower.config import RunConfig
-from hffm_flower.errors import ConfigError
+from hffm_flower.errors import ConfigError, HffmError
 from hffm_flower.models import footprint
 from hffm_flower.models.encoders import encoder_type
 from hffm_flower.models.footprint import Living
-from hffm_flower.session import memory, preflight
+from hffm_flower.models.multimodal import MultimodalModel
+from hffm_flower.runfiles import RunFiles
+from hffm_flower.session import central, memory, preflight
 from hffm_flower.session.memory import Machine, estimates
 from hffm_flower.session.preflight import check
 from hffm_flower.tasks import PACKAGED
 from tests.support import fused, tiny
-from tests.support.checkpoints import WIDTH, make_vilt
+from tests.support.checkpoints import WIDTH, make_vilt, make_vit
 from tests.support.fused_checkpoints import FUSED
 
 CPU = torch.device("cpu")
@@ -128,15 +138,110 @@ def test_messages_rounds_and_caches(vilt: Path, tmp_path: Path) -> None:
     assert found.seconds == pytest.approx(found.flops / (config.radio.device_gflop_s * 1e9))
     assert found.devices == (0, 1)
     # What is cached is what a device leaves on disk: states behind the frozen layers.
-    largest = max(plan.profiles, key=lambda p: sum(p.tasks.values()) + sum(p.tests.values()))
-    device = Device(config, largest.index, CPU)
-    device.train_data()
-    device.test_data("iid")
-    files = list((tmp_path / "cache" / "features").glob("*/*/*"))
-    assert files
-    header = len(files) * 18
-    assert sum(f.stat().st_size for f in files) - header == pytest.approx(found.cache, rel=0.01)
+    on_disk = []
+    for k in found.devices:
+        own = config.with_values(paths__cache=str(tmp_path / f"cache-{k}"))
+        parts(Device(own, k, CPU))
+        files = list((tmp_path / f"cache-{k}" / "features").glob("*/*/*"))
+        on_disk.append(sum(f.stat().st_size - 18 for f in files))
+    assert max(on_disk) == pytest.approx(found.cache, rel=0.01)
     assert said(fused.settings(tmp_path, vilt)).cache == 0
+
+
+def parts(device: Device) -> list[TaskData]:
+    return [*device.train_data(), *(part for test in device.tests().values() for part in test)]
+
+
+def tensors(part: TaskData) -> list[torch.Tensor]:
+    tokens = part.inputs.values()
+    return [part.targets, *(t.values for t in tokens), *(t.mask for t in tokens)]
+
+
+def nbytes(data: Iterable[TaskData]) -> int:
+    """Of all their tensors, each once."""
+    held = [tensor for part in data for tensor in tensors(part)]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in held}.values())
+
+
+def test_what_devices_hold_and_what_a_process_keeps_of_them(vilt: Path, tmp_path: Path) -> None:
+    config = fused.settings(tmp_path, vilt, tree__devices=3, data__alpha=0.5)
+    found = said(config)
+    sizes = [nbytes(parts(Device(config, k, CPU))) for k in found.devices]
+    assert found.tokens == max(sizes)
+    assert found.every == sum(sizes)
+    here = Machine(memory=0, process=1000, actors=2)
+    assert here.kept([found]) == sum(sizes) - max(sizes) > 0
+    assert here.needed([found]) == 2 * (1000 + found.step.total + sum(sizes))
+    many = dataclasses.replace(found, every=2**40)
+    assert here.kept([many, found]) == MOST_KEPT
+
+
+class FarEnough(HffmError):
+    pass
+
+
+def test_pooled_data_are_counted_as_they_are_held(
+    vilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = fused.settings(tmp_path, vilt, tree__devices=3, data__train_per_answer=24)
+    config = base.with_values(method="central")
+    seen: list[tuple[MultimodalModel, int, int]] = []
+
+    def stop(model: MultimodalModel, data: list[TaskData], *_: object, **__: object) -> None:
+        gc.collect()
+        held = [o for o in gc.get_objects() if type(o) is TaskData and id(o) not in before]
+        seen.append((model, nbytes(data), nbytes(held)))
+        raise FarEnough
+
+    found = said(config)
+    gc.collect()
+    before = {id(o) for o in gc.get_objects() if type(o) is TaskData}
+    monkeypatch.setattr(central, "train", stop)
+    files = RunFiles.create(tmp_path / "out")
+    with pytest.raises(FarEnough):
+        central.train_pooled(config, files, event=lambda _: None, stop=threading.Event())
+    ((model, train, held),) = seen
+    every = said(base).every
+    assert held == every  # nothing twice
+    assert max(2 * train, every) <= found.tokens <= 2 * every  # while they are put together
+    assert Machine(0, 0, 1).kept([found]) == 0
+    assert found.devices == (0, 1, 2)
+    assert found.step.gradients == sum(p.nbytes for p in model.parameters_of(model.keys).values())
+    rounds = sum(sum(p.tasks.values()) for p in check(config).profiles) * config.train.local_epochs
+    assert found.flops == pytest.approx(found.step.flops * rounds)
+    assert found.message == 0
+
+
+@pytest.mark.parametrize("changes", [{"train__checkpointing": True}, {"model__adapter_layers": 1}])
+def test_evaluation_takes_no_more_than_training(
+    changes: dict[str, object], vilt: Path, tmp_path: Path
+) -> None:
+    config = fused.settings(tmp_path, vilt, data__test_per_answer=64, **changes)
+    device, step = Device(config, 0, CPU), said(config).step
+    model, train, tests = device.model(), device.train_data(), device.tests()
+    others = [*model.parameters(), *(t for p in parts(device) for t in tensors(p))]
+    with Living(others) as living:
+        list(tally(model, train, tests, batch_size=config.train.batch_size))
+    assert 0 < living.peak < step.gradients + step.activations
+
+
+def test_encoders_of_checkpoints_are_counted_in_front_of_any_backbone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vit = make_vit(tmp_path / "vit")
+    config = fused.settings(tmp_path, vit, data__tasks="swatch4-free").with_values(
+        model__backbone="small", model__encoders=f"image=hf:{vit} text=minilm"
+    )
+    plan = check(config)
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda _: SimpleNamespace(rss=1000))
+    network = transformers.ViTModel.from_pretrained(vit, add_pooling_layer=False)
+    assert memory.machine(config).process - 1000 == sum(p.nbytes for p in network.parameters())
+    needed = memory.machine(config).needed(estimates(config, plan))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=needed))
+    check(config)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=needed - 1))
+    with pytest.raises(ConfigError, match="2 processes"):
+        check(config)
 
 
 def test_kinds_of_devices_are_told_apart(tiny: RunConfig) -> None:
@@ -214,20 +319,26 @@ def test_a_retrieval_task_has_an_estimate_on_a_checkpoint(tmp_path: Path) -> Non
         data__tasks="emoji-retrieval", model__backbone=f"hf:{backbone}",
         model__encoders=f"image=lite0 text=hf:{backbone}",
     )  # fmt: skip
-    (found,) = estimates(config, plan := check(config))
+    (found,) = estimates(config, check(config))
     shape = encoder_type("image", "lite0").streams["image"]
     read, target = shape.tokens * (4 * shape.width + 1), 4 * WIDTH
+    drawn = shared_partition(config)
+    of = [each["emoji-retrieval"] for each in (drawn.train, drawn.test_iid, drawn.test_skewed)]
     assert found.tokens == max(  # training knows the right text alone, a test has 20
-        p.tasks["emoji-retrieval"] * (read + target)
-        + p.tests["emoji-retrieval"] * (read + 20 * target)
-        for p in plan.profiles
+        len(train) * (read + target) + (len(iid) + len(skewed)) * (read + 20 * target)
+        for train, iid, skewed in zip(*of, strict=True)
     )
     assert found.step.total > 0
 
 
 def test_a_batch_is_no_larger_than_the_devices_examples(vilt: Path, tmp_path: Path) -> None:
     config = fused.settings(tmp_path, vilt)
-    most = max(sum(p.tasks.values()) for p in check(config).profiles)
+    check(config)
+    drawn = shared_partition(config)  # a test may have more than training
+    most = max(
+        len(rows) for each in (drawn.train, drawn.test_iid, drawn.test_skewed)
+        for rows in each["swatch4"]
+    )  # fmt: skip
     exact = said(config.with_values(train__batch_size=most))
     assert said(config.with_values(train__batch_size=10 * most)).step == exact.step
 
