@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 from clients.channels import peer_address
 from clients.evaluator import tally
 from clients.exchange import train_among_peers
+from clients.needs import check_room
 from clients.resident import Device, own_data
 from clients.store import DeviceStore
 from clients.trainer import Progress, train
@@ -45,9 +46,10 @@ app = ClientApp()
 
 @app.query("profile")
 def profile(message: Message, context: Context) -> Message:
-    """What this device is, and the layout of its modules."""
+    """What this device is, and the layout of its modules; an error where they do not fit here."""
     with _one_thread():
         device = _device(context)
+        check_room(device)
         own, model = device.profile, device.model()
         answer = {
             "version": f"{__version__} (protocol {PROTOCOL})",

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Collection, Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from clients.shares import contents, dataset_of, drawn_partition, partition_file
 from clients.spec import model_spec, resting, tunings_of
 from hffm_flower.config import RunConfig
 from hffm_flower.data import TASKS
-from hffm_flower.data.dataset import Dataset, Item, Split
+from hffm_flower.data.dataset import Dataset, Indices, Item
 from hffm_flower.data.own import OwnData, read_own
 from hffm_flower.errors import ConfigError
 from hffm_flower.models.backbones import backbone_of
@@ -108,6 +109,9 @@ def _unfit(config: RunConfig, modality: str, item: Item) -> str:
     return ""
 
 
+PARTS: Final = ("train", "iid", "skewed")
+"""Of a device's examples: training, and its shards of the test sets."""
+
 _examples = ExampleMemory()
 
 
@@ -148,73 +152,79 @@ class Device:
         tasks = self.config.data.tasks if spec.whole and own.tasks else tuple(own.tasks)
         frozen = frozen_layers(self.config, self.on)
         return MultimodalModel(
-            spec, tasks, own.modalities, frozen, keys=self._keys() | lent,
+            spec, tasks, own.modalities, frozen, keys=self.keys() | lent,
             rank=own.rank, tails=lambda m: encoder_of(self.config, m, self.on).tail(),
         ).to(self.on)  # fmt: skip
 
-    def _keys(self) -> set[ModuleKey]:
+    def keys(self) -> set[ModuleKey]:
         """Modules that the device holds."""
         own, spec = self.profile, self.spec
         if spec.whole and own.tasks:
             return set(module_keys(self.config.data.tasks, tuple(spec.encoders), spec))
         return {
             key for task in own.tasks
-            for key in module_keys([task], self._held(task), spec, own.experts)
+            for key in module_keys([task], self.held(task), spec, own.experts)
         }  # fmt: skip
 
     def resting(self, t: int) -> frozenset[ModuleKey]:
         """The device's modules that are not trained in edge round ``t``."""
-        return resting(self.config, self._keys(), t)
+        return resting(self.config, self.keys(), t)
 
     def train_data(self) -> list[TaskData]:
         """Training examples, one part per task."""
-        return self._kept("train", "train", "train")
+        return self._kept("train")
 
     def test_data(self, split: str) -> list[TaskData]:
         """Shards of the test sets, ``iid`` or ``skewed``, one part per task.
 
         Of data of its own, a device has one test set, which is both.
         """
-        return self._kept(split, "test", "test_iid" if split == "iid" else "test_skewed")
+        return self._kept(split)
 
     def tests(self) -> dict[str, list[TaskData]]:
         """`test_data` of both splits."""
         return {split: self.test_data(split) for split in ("iid", "skewed")}
 
-    def _kept(self, name: str, split: Split, shards: str) -> list[TaskData]:
+    def _kept(self, part: str) -> list[TaskData]:
         """Examples as this process has them in memory, loaded if it has not."""
         if self.own is not None:
-            return self._load(split, shards)
+            return self._load(part)
         config = self.config
         key = (config.data, config.model, config.seed, config.tree.devices, config.cache_dir(),
-               self.profile.index, self.on, name, contents(config.data.tasks))  # fmt: skip
-        return _examples.get(key, lambda: self._load(split, shards))
+               self.profile.index, self.on, part, contents(config.data.tasks))  # fmt: skip
+        return _examples.get(key, lambda: self._load(part))
 
-    def _held(self, task: str) -> tuple[str, ...]:
+    def dataset(self, task: str) -> Dataset:
+        """Where the device's examples of ``task`` are from."""
+        return self.own.tasks[task] if self.own else dataset_of(self.config, task)
+
+    def rows(self, task: str, part: str) -> Indices:
+        """Its examples of ``task`` there, of one of `PARTS`."""
+        if self.own:
+            return self.own.tasks[task].rows("train" if part == "train" else "test")
+        drawn = shared_partition(self.config)
+        shards = {"train": drawn.train, "iid": drawn.test_iid, "skewed": drawn.test_skewed}
+        return shards[part][task][self.profile.index]
+
+    def held(self, task: str) -> tuple[str, ...]:
         """Modalities of the device's examples of ``task``."""
         return tuple(self.own.tasks[task].inputs) if self.own else self.profile.modalities
 
-    def _load(self, split: Split, shards: str) -> list[TaskData]:
+    def _load(self, part: str) -> list[TaskData]:
         encoders = {m: encoder_of(self.config, m, self.on) for m in self.profile.modalities}
         cache = FeatureCache(self.config.cache_dir() / "features")
         loaded = []
         for task in self.profile.tasks:
-            dataset: Dataset
-            if self.own:
-                dataset = self.own.tasks[task]
-                indices = self.own.tasks[task].rows(split)
-            else:
-                dataset = dataset_of(self.config, task)
-                indices = getattr(shared_partition(self.config), shards)[task][self.profile.index]
+            indices = self.rows(task, part)
             if len(indices):
                 target = TASKS[task].target
                 finder = encoder_of(self.config, target, self.on, whole=True) if target else None
-                part = load_task(
-                    task, dataset, split=split, indices=indices, encoders=encoders,
-                    modalities=self._held(task), cache=cache, finder=finder,
-                    prefix=prefix_of(self.config, task, self._held(task), self.on),
+                data = load_task(
+                    task, self.dataset(task), split="train" if part == "train" else "test",
+                    indices=indices, encoders=encoders, modalities=self.held(task), cache=cache,
+                    finder=finder, prefix=prefix_of(self.config, task, self.held(task), self.on),
                 )  # fmt: skip
-                loaded.append(part.to(self.on))
+                loaded.append(data.to(self.on))
         return loaded
 
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
+import psutil
 import torch
 
 from hffm_flower.errors import ConfigError
+
+LIMITS: Final = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+"""Where a control group has its limit, in versions 2 and 1."""
 
 
 def choose_device(name: str = "auto", *, backend: Any = torch) -> torch.device:
@@ -32,6 +40,17 @@ def choose_device(name: str = "auto", *, backend: Any = torch) -> torch.device:
             f"device {name!r} is not here; allowed: auto, {', '.join(here)}", key="train.device"
         )
     return torch.device(name)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory of ``device``: of an accelerator, or what this machine or container may use [byte]."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    most = int(psutil.virtual_memory().total)
+    for file in LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # none, or "max"
+            most = min(most, int(file.read_text()))
+    return most
 
 
 def check_gpu_share(share: float, *, backend: Any = torch) -> None:

@@ -11,7 +11,6 @@ from hffm_flower.errors import ConfigError, one_of
 from hffm_flower.models.encoders import (
     CHECKPOINT_ENCODERS,
     ENCODERS,
-    PREFIX,
     CheckpointEncoder,
     Embeddings,
     encoder_type,
@@ -115,11 +114,11 @@ def _check(config: RunConfig) -> Plan:
 
 
 def _check_memory(config: RunConfig, plan: Plan) -> None:
+    from clients.needs import large
     from hffm_flower.session.memory import check_budgets, check_machine, estimates, machine
 
     check_budgets(config, plan)
-    # What is packaged is small, and every start would wait.
-    if any(n.startswith(PREFIX) for n in (config.model.backbone, *encoders_read(config).values())):
+    if large(config):  # what is packaged is small, and every start would wait
         check_machine(machine(config), estimates(config, plan))
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
-from hffm_flower.accelerator import choose_device, mixed_precision
+from hffm_flower import accelerator
+from hffm_flower.accelerator import choose_device, memory_bytes, mixed_precision
 from hffm_flower.errors import ConfigError
 
 
@@ -96,3 +99,15 @@ def test_precision_is_what_the_forward_pass_runs_in() -> None:
     with mixed_precision(cpu, "bf16"):
         assert (a @ a).dtype == torch.bfloat16
     assert (a @ a).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("told", "most"), [("max\n", 2**30), ("4096\n", 4096), (f"{2**60}", 2**30)]
+)
+def test_memory_is_that_of_the_machine_or_of_its_container(
+    told: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "limit").write_text(told)
+    monkeypatch.setattr(accelerator, "LIMITS", (tmp_path / "none", tmp_path / "limit"))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**30))
+    assert memory_bytes(torch.device("cpu")) == most

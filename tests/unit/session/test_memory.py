@@ -18,6 +18,7 @@ import torch
 import transformers
 from typer.testing import CliRunner
 
+from clients import needs
 from clients.evaluator import tally
 from clients.examples import MOST_KEPT, TaskData
 from clients.resident import Device
@@ -122,7 +123,7 @@ def test_attention_is_among_the_operations(
     config = fused.settings(tmp_path, vilt, model__adapter_layers=1)
     whole = said(config).step.flops
     monkeypatch.setattr(footprint, "sdpa_kernel", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(memory, "_found", {})
+    monkeypatch.setattr(needs, "_found", {})
     (part,) = Device(config, 0, CPU).train_data()
     tokens = sum(t.values.shape[1] for t in part.inputs.values())  # [CLS] alone looks at them
     assert whole - said(config).step.flops == 4 * tokens * WIDTH
