@@ -35,7 +35,7 @@ PLANS = {
     name: make_plan(name, ring(6, HOLDS), options)
     for name, options in {"relay": PlanOptions(), "gossip": PlanOptions(accuracy=0.3)}.items()
 }
-DEADLINE_S = 8.0
+DEADLINE_S = 16.0
 Case = tuple[str, Fault, int]
 FAULTY = (2, 4)
 CASES: list[Case] = list(itertools.product(PLANS, Fault, FAULTY))
