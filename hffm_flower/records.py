@@ -7,6 +7,7 @@ are a safetensors file; the file's header is the manifest (``kind/name/tensor``)
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -31,6 +32,8 @@ CONFIG: Final = "config"
 REPORT: Final = "report"
 TRANSFERS: Final = "transfers"
 """In a deployed edge's report: lines of its ledger."""
+
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def to_bytes(state: ModularState) -> bytes:
@@ -163,6 +166,15 @@ def text(content: RecordDict, record: str, name: str) -> str:
     if not isinstance(value, str):
         raise ProtocolError(f"the message has no text {record}.{name}")
     return value
+
+
+def failure_of(reply: Message) -> str:
+    """Why a node did not answer, in one line: of a traceback its last one, which is the cause."""
+    lines = [line.strip() for line in _COLOURS.sub("", reply.error.reason or "").splitlines()]
+    lines = [line for line in lines if line]
+    traced = any(line.startswith('File "') for line in lines)
+    why = lines[-1].removesuffix("'>") if traced else " ".join(lines)
+    return f"error {reply.error.code}: {why}"
 
 
 def number(content: RecordDict, record: str, name: str, *, default: int | None = None) -> int:

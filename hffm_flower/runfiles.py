@@ -191,8 +191,12 @@ class RunFiles:
     def write_result(self, result: Mapping[str, object]) -> None:
         """Write ``result.json``, whole or not at all."""
         part = self.root / f"{RESULT}.part"
-        part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        part.replace(self.root / RESULT)
+        try:
+            part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            part.replace(self.root / RESULT)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise OutputError(f"{str(self.root)!r} cannot be written: {error.strerror}") from error
 
     def result(self) -> dict[str, object]:
         """Read ``result.json``.

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from hffm_flower.errors import HffmError, ProtocolError, QuorumError
 from hffm_flower.ledger import CLOUD
 from hffm_flower.profile import NodeProfile, profile_of
-from hffm_flower.records import CONFIG, text
+from hffm_flower.records import CONFIG, failure_of, text
 from strategies.federation import Federation
 from strategies.grids import BEGIN, END, ClusterGrid, instruction
 from strategies.registration import (
@@ -86,7 +86,7 @@ class CloudTier(Federation):
             node = reply.metadata.src_node_id
             try:
                 if reply.has_error():
-                    raise ProtocolError(f"error {reply.error.code}: {reply.error.reason}")
+                    raise ProtocolError(failure_of(reply))
                 told = json.loads(text(reply.content, PROFILE, "json"))
                 profiles += [profile_of(raw) for raw in told["devices"]]
                 self.refused |= {int(n): str(why) for n, why in told["refused"].items()}

@@ -21,7 +21,7 @@ from hffm_flower.d2d import Parcel
 from hffm_flower.errors import DivergedError, HffmError, ModuleError
 from hffm_flower.lora import check_pairs, fit, is_lora
 from hffm_flower.modules import ModularUpdate, ModuleKey, ModuleState, shapes
-from hffm_flower.records import update_of
+from hffm_flower.records import failure_of, update_of
 from hffm_flower.schedule import Schedule
 from strategies.rules import Aggregation, LoraPolicy
 from strategies.server_optimizers import OptimizerPolicy
@@ -189,7 +189,7 @@ class ModularStrategy(Strategy):
             member = self.members[reply.metadata.src_node_id]
             try:
                 if reply.has_error():
-                    raise ModuleError(f"error {reply.error.code}: {reply.error.reason}")
+                    raise ModuleError(failure_of(reply))
                 take(member, reply)
             except HffmError as error:
                 refused[member.index] = " ".join(str(error).split())[:300]

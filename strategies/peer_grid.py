@@ -18,7 +18,8 @@ import numpy as np
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from hffm_flower.d2d import EDGE, Fault, Parcel, Plan, mixed, plan_from_json, play, uploads_of
-from hffm_flower.errors import HffmError, ProtocolError
+from hffm_flower.d2d.play import Sent
+from hffm_flower.errors import HffmError, Interrupted, ProtocolError
 from hffm_flower.ledger import Phase
 from hffm_flower.modules import ModularState, ModularUpdate, ModuleKey, shapes
 from hffm_flower.payload import (
@@ -108,6 +109,11 @@ class PeerGrid(ClusterGrid):
         sent = own_upload(update, keys)
         content = RecordDict({MODULES: modules_record(sent.state), MASS: mass_record(sent.mass)})
         return Message(content, reply_to=message)
+
+    def check_going(self) -> None:
+        """Raise `Interrupted` if the run was asked to stop."""
+        if self._stop.is_set():
+            raise Interrupted("stopped on request")
 
     def index_of(self, node: int) -> int:
         """Index of the device behind a node id."""
@@ -199,16 +205,18 @@ class _Exchange:
                 self.updates[node] = update
         nodes = {self.grid.index_of(node): node for node in self.updates}
         last = segment + 1 == self.plan.segments
-        played = play(
-            {index: self.updates[node] for index, node in nodes.items()},
-            self.plan,
-            faults=faults if last else {},
-        )
-        for sent in played.sent:
+
+        def enter(sent: Sent) -> None:
+            self.grid.check_going()
             turn = Turn(pb.UP, segment, sent.step)
             envelope = Envelope(self.run, self.t, turn, sent.src, sent.dst)
             place = segment * len(self.plan.steps) + sent.step
             self.grid.enter_peers(self.t, Phase.EXCHANGE, place, envelope, sent.parcels)
+
+        played = play(
+            {index: self.updates[node] for index, node in nodes.items()}, self.plan,
+            faults=faults if last else {}, tell=enter,
+        )  # fmt: skip
         for index, held in played.held.items():
             node = nodes[index]
             came = {} if last else mixed(held)

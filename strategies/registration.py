@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 from hffm_flower.errors import HffmError, Interrupted, ProtocolError, QuorumError
 from hffm_flower.modules import ModuleKey, ModuleState, digest, shapes
 from hffm_flower.profile import NodeProfile, profile_of, whole
-from hffm_flower.records import CONFIG, PROTOCOL, modules_of, text
+from hffm_flower.records import CONFIG, PROTOCOL, failure_of, modules_of, text
 from hffm_flower.tasks import difference
 from hffm_flower.version import __version__
 from strategies.grids import INIT, PROFILE_QUERY, instruction
@@ -230,7 +230,7 @@ def _initial(
     reply: Message, device: Registered, asked: Collection[ModuleKey]
 ) -> tuple[dict[ModuleKey, ModuleState], dict[str, str]]:
     if reply.has_error():
-        raise ProtocolError(f"error {reply.error.code}: {reply.error.reason}")
+        raise ProtocolError(failure_of(reply))
     modules = {k: s for k, s in modules_of(reply.content).items() if k in asked}
     layout = shapes(modules)
     missing = [str(k) for k in asked if k not in modules]
@@ -245,7 +245,7 @@ def _initial(
 
 def _read(reply: Message, version: str, settings: Settings, what: str) -> Registered:
     if reply.has_error():
-        raise ProtocolError(f"no profile: error {reply.error.code}: {reply.error.reason}")
+        raise ProtocolError(f"no profile: {failure_of(reply)}")
     raw = json.loads(text(reply.content, PROFILE, "json"))
     if raw.get("version") != version:
         raise ProtocolError(

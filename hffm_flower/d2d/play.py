@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -93,7 +93,7 @@ class Played:
 
     Attributes:
         held: Live device -> what it holds in the end; may be nothing.
-        sent: In order of step, sender and receiver.
+        sent: In order of step, sender and receiver; empty where somebody was told of them.
         dead: Devices that are gone.
     """
 
@@ -107,11 +107,19 @@ def play(
     plan: Plan,
     *,
     faults: Mapping[int, Fault] = MappingProxyType({}),
+    tell: Callable[[Sent], None] | None = None,
 ) -> Played:
     """Play the steps of ``plan`` once, in one process.
 
     Devices of the plan without an update count as dead before. A device that never sends to a
     peer has no sending step in which to die, during or after.
+
+    Args:
+        updates: Device -> what it has trained.
+        plan: Who sends what to whom.
+        faults: Device -> what happens to it.
+        tell: Told of each message as it is sent, in place of `Played.sent`, which would keep all
+            of them in memory: gossip has hundreds of steps.
 
     Raises:
         ConfigError: A fault of a device that is neither in the plan nor has an update.
@@ -125,6 +133,7 @@ def play(
         i: _worth((Parcel.of(updates[i], i),)) for i in sorted(everyone - early)
     }
     sent: list[Sent] = []
+    tell = tell or sent.append
     for number, step in enumerate(plan.steps):
         inbox: dict[int, dict[int, Parcels]] = {i: {} for i in held}
         kept: dict[int, Parcels] = {}
@@ -132,7 +141,7 @@ def play(
             kept[i], messages = outgoing(held[i], step, i, summing=plan.summing)
             fault = faults.get(i) if messages else None
             for receiver, parcels in _on_air(messages, fault):
-                sent.append(Sent(number, i, receiver, parcels))
+                tell(Sent(number, i, receiver, parcels))
                 if receiver in inbox and _arrives(messages, fault):
                     inbox[receiver].setdefault(i, parcels)
             if fault in (Fault.DEAD_DURING, Fault.DEAD_AFTER):

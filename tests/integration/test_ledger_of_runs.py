@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from hffm_flower.config import RunConfig
 from hffm_flower.d2d import EDGE, Played
 from hffm_flower.d2d import play as play_plan
+from hffm_flower.d2d.play import Sent
 from hffm_flower.ledger import LinkClass, Phase, traffic
 from hffm_flower.payload import bytes_by_kind
 from hffm_flower.records import modules_of
@@ -77,12 +78,13 @@ def test_with_d2d_the_ledger_holds_what_edges_and_peers_sent(
     )
     peers: dict[tuple[str, str], int] = Counter()
 
-    def spy(*args: Any, **kwargs: Any) -> Played:
-        played = play_plan(*args, **kwargs)
-        for sent in played.sent:
+    def spy(*args: Any, tell: Callable[[Sent], None], **kwargs: Any) -> Played:
+        def count(sent: Sent) -> None:
             pair = (f"device/{sent.src}", f"device/{sent.dst}")
             peers[pair] += sum(size(parcel.update.state) for parcel in sent.parcels)
-        return played
+            tell(sent)
+
+        return play_plan(*args, tell=count, **kwargs)
 
     monkeypatch.setattr(peer_grid, "play", spy)
     run = play(tiny.with_values(d2d__plan=plan, radio__links="tree", rounds=2), tmp_path / "out")

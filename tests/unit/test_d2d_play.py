@@ -17,6 +17,7 @@ from hffm_flower.d2d import (
     settle,
     uploads_of,
 )
+from hffm_flower.d2d.play import Sent
 from hffm_flower.errors import ConfigError, ModuleError
 from hffm_flower.modules import ModularUpdate, ModuleKey
 
@@ -142,6 +143,16 @@ def test_faults_of_a_leaf(fault: Fault) -> None:
     assert played.dead == ({1} if gone else set())
     settled = settle(STAR, {0: (head,)}, {d: OWN[d] for d in played.held})
     assert settled.missing == ({1: (A,)} if fault == Fault.SLOW else {})
+
+
+def test_who_is_told_of_messages_keeps_them_alone() -> None:
+    told: list[Sent] = []
+    played = play(THREE, LINE, tell=told.append)
+    want = play(THREE, LINE)
+    assert played.sent == ()
+    assert [(s.step, s.src, s.dst) for s in told] == [(s.step, s.src, s.dst) for s in want.sent]
+    assert told
+    assert played.held.keys() == want.held.keys()
 
 
 def test_the_first_receiver_of_a_dying_device_is_served() -> None:

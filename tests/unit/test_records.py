@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from safetensors.numpy import save
 
 from hffm_flower import records
 from hffm_flower.errors import ModuleError, ProtocolError
 from hffm_flower.modules import ModularState, digest
+from hffm_flower.records import failure_of
 from tests.support.memory import A, H, module
 
 STATE: ModularState = {
@@ -26,6 +27,27 @@ STATE: ModularState = {
 
 def digests(state: ModularState) -> dict[str, str]:
     return {str(k): digest(s) for k, s in state.items()}
+
+
+TRACED = """<class 'ray.exceptions.RayTaskError(ClientAppException)'>:<'\x1b[36mray::A.run()\x1b[39m
+  File "a.py", line 3, in run
+    raise ValueError("no")
+  File "b.py", line 4, in b
+hffm_flower.errors.ConfigError: the weights are not finite'>"""
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("no answer within 5 s", "no answer within 5 s"),
+        ("two\n lines", "two lines"),
+        ("", ""),
+        (TRACED, "hffm_flower.errors.ConfigError: the weights are not finite"),
+    ],
+)
+def test_a_failure_is_told_by_its_cause(reason: str, said: str) -> None:
+    question = Message(RecordDict(), dst_node_id=1, message_type="train")
+    assert failure_of(Message(Error(2, reason), reply_to=question)) == f"error 2: {said}"
 
 
 def test_what_is_packed_is_read_back_bit_by_bit() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -188,6 +189,14 @@ def test_a_result_is_written_whole_or_not_at_all(
         with pytest.raises(KeyboardInterrupt):
             files.write_result(first | {"status": "second"})
     assert files.result() == first
+
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(OutputError, match=f"{tmp_path}.*cannot be written: No space left"):
+            files.write_result(first | {"status": "second"})
     files.write_result(first | {"status": "third"})
     assert files.result() == first | {"status": "third"}
     assert {p.name for p in tmp_path.iterdir()} == {RESULT, ROUNDS}
