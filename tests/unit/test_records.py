@@ -12,7 +12,7 @@ from hffm_flower import records
 from hffm_flower.errors import ModuleError, ProtocolError
 from hffm_flower.modules import ModularState, digest
 from hffm_flower.records import failure_of
-from tests.support.memory import A, H, module
+from tests.support.memory import A, H, become_server, module, numbered
 
 STATE: ModularState = {
     H: module(1, 2),
@@ -46,7 +46,8 @@ hffm_flower.errors.ConfigError: the weights are not finite'>"""
     ],
 )
 def test_a_failure_is_told_by_its_cause(reason: str, said: str) -> None:
-    question = Message(RecordDict(), dst_node_id=1, message_type="train")
+    become_server()
+    question = numbered(Message(RecordDict(), dst_node_id=1, message_type="train"))
     assert failure_of(Message(Error(2, reason), reply_to=question)) == f"error 2: {said}"
 
 
