@@ -11,6 +11,7 @@ from hffm_flower.errors import ConfigError
 from hffm_flower.ledger import LinkClass
 from hffm_flower.placement import Site, place
 from hffm_flower.topology import Clusters
+from hffm_flower.wireless.channel import channel_of
 from hffm_flower.wireless.network import Network
 from hffm_flower.wireless.radio import Radio
 from hffm_flower.wireless.rate import Backhaul
@@ -81,6 +82,11 @@ def radio_of(config: RunConfig) -> Radio:
         ConfigError: A name in it is unknown.
     """
     radio = config.radio
+    for key in ("channel", "d2d_channel"):
+        try:
+            channel_of(getattr(radio, key) or radio.channel)
+        except ConfigError as error:
+            raise ConfigError(str(error), key=f"radio.{key.replace('_', '-')}") from error
     return Radio(
         channel=radio.channel,
         d2d_channel=radio.d2d_channel,

@@ -151,7 +151,8 @@ class Federation:
             del devices[node]
         if len(devices) < self._quorum():
             raise QuorumError(
-                f"{len(devices)} of {self._asked()} could be registered; "
+                f"{len(devices)} of {self._asked()} could be registered in server.deadline-s = "
+                f"{self.config.server.deadline_s:g}; "
                 + "; ".join(sorted(set(self.refused.values()))[:3])
             )
 

@@ -114,6 +114,7 @@ CHANNELS: Final[Mapping[str, Callable[[], ChannelModel]]] = {
     "umi": Umi,
 }
 """Channel models with their default constants."""
+MOST_DB: Final = 300.0
 
 
 def channel_of(text: str) -> ChannelModel:
@@ -137,4 +138,11 @@ def channel_of(text: str) -> ChannelModel:
             given[field] = math.nan
         if not math.isfinite(given[field]):
             raise ConfigError(f"channel {name!r}: {pair!r} is no number")
-    return replace(model, **given)  # type: ignore[type-var]
+        if field.endswith("_db") and abs(given[field]) > MOST_DB:
+            raise ConfigError(f"channel {name!r}: {pair!r}; allowed: up to {MOST_DB:g} dB, +/-")
+    made = replace(model, **given)  # type: ignore[type-var]
+    if not 0 < (gain := float(made.path_gain(1.0))) <= 1:
+        raise ConfigError(
+            f"channel {text!r}: its gain at 1 m is {gain:g}; allowed: above 0, up to 1"
+        )
+    return made

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hffm_flower.errors import ConfigError
 from hffm_flower.wireless.units import Array, not_negative, positive, ratio_of_db
 
 LIGHT_M_S = 299_792_458.0
@@ -33,8 +34,11 @@ class Cell(ABC):
     def __post_init__(self) -> None:
         positive("carrier_hz", self.carrier_hz)
         positive("base_height_m - 1", self.base_height_m - 1.0)
-        positive("device_height_m - 1", self.device_height_m - 1.0)
-        not_negative(f"{self.TALLEST_M:g} - device_height_m", self.TALLEST_M - self.device_height_m)
+        if not 1.0 < self.device_height_m <= self.TALLEST_M:
+            raise ConfigError(
+                f"device_height_m = {self.device_height_m:g}; allowed: above 1, up to "
+                f"{self.TALLEST_M:g}"
+            )
 
     def path_gain(self, distance_m: ArrayLike) -> Array:
         """Gain [1], mean over line of sight and none by their probability."""
