@@ -73,9 +73,14 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as part:
-        part.write(data)
-    os.chmod(part.name, 0o644)
-    os.replace(part.name, path)
+        try:
+            part.write(data)
+            part.flush()
+            os.chmod(part.name, 0o644)
+            os.replace(part.name, path)
+        except BaseException:  # such as a full disk, which then has room again
+            Path(part.name).unlink(missing_ok=True)
+            raise
 
 
 def read_state(path: Path) -> dict[ModuleKey, dict[str, Tensor]]:

@@ -173,3 +173,15 @@ def test_words_of_a_message() -> None:
             records.number(content, record, name)
         with pytest.raises(ProtocolError, match=f"no text {record}.{name}"):
             records.text(content, record, name)
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        records.write_state(tmp_path / "a.safetensors", STATE)
+    assert list(tmp_path.iterdir()) == []
