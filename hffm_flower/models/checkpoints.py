@@ -42,7 +42,8 @@ WEIGHTS: Final = (
 SMALL: Final = ("*.json", "*.txt", "*.model", "*.jinja")
 """What comes from the hub at once; weights come when they are read."""
 _REFUSALS: Final = (
-    *(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError),
+    *(TypeError, ValueError),
     StrictDataclassError,
 )
 """What configurations of sizes that cannot be lead to."""

@@ -94,10 +94,11 @@ def tokenizer_of(checkpoint: Checkpoint, *, padded: bool) -> Any:
             f"used: {error}",
             key=checkpoint.key,
         ) from error
-    if len(made) > checkpoint.config.vocab_size or (padded and made.pad_token_id is None):
+    size = max(len(made), *(1 + place for place in made.get_vocab().values()))
+    if size > checkpoint.config.vocab_size or (padded and made.pad_token_id is None):
         raise ConfigError(
             f"the tokenizer of checkpoint {checkpoint.source!r} in {checkpoint.folder} is not that "
-            f"of its network: {len(made)} tokens for an embedding of "
+            f"of its network: {size} tokens for an embedding of "
             f"{checkpoint.config.vocab_size}, padding {made.pad_token!r}",
             key=checkpoint.key,
         )

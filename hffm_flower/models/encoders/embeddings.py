@@ -82,7 +82,9 @@ class Embeddings(Uncut, ABC):
         """
         self.fingerprint()
         try:
-            self.encode([self.blank])
+            made = self.encode([self.blank])
+            if not all(tokens.values.isfinite().all() for tokens in made.values()):
+                raise ValueError("its tokens are not finite")
         except (OSError, RuntimeError, ValueError, TypeError, LookupError) as error:
             raise ConfigError(
                 f"checkpoint {self.checkpoint.source!r} in {self.checkpoint.folder} cannot read "

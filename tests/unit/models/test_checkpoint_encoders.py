@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hffm_flower.data.dataset import Item
@@ -349,6 +350,18 @@ def test_what_does_not_fit_the_network_is_refused_at_once(tmp_path: Path) -> Non
     assert "keeps a picture's shape ([3, 32, 42] and [3, 42, 32]" in refused("image", vit)
     transformers.Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(sound)
     assert "reads 8000 samples a second; allowed: 16000" in refused("audio", sound)
+
+
+def test_what_would_fail_later_is_refused_at_once(tmp_path: Path) -> None:
+    vit, bert = make_vit(tmp_path / "vit"), make_bert(tmp_path / "bert")
+    weights = load_file(vit / "model.safetensors")
+    save_file({n: torch.full_like(w, torch.nan) for n, w in weights.items()},
+              vit / "model.safetensors", {"format": "pt"})  # fmt: skip
+    assert "its tokens are not finite" in refused("image", vit)
+    told = json.loads((bert / "tokenizer.json").read_text("utf-8"))
+    told["model"]["vocab"]["what"] = 1000
+    (bert / "tokenizer.json").write_text(json.dumps(told), "utf-8")
+    assert "1001 tokens for an embedding of 22" in refused("text", bert)
 
 
 @pytest.mark.parametrize(
