@@ -14,6 +14,7 @@ from hffm_flower.models.encoders.tails import Tuning
 from hffm_flower.models.parts import FACTORS, LoraSpec, ModelSpec
 from hffm_flower.modules import ModuleKey
 from hffm_flower.schedule import resting as at_rest
+from hffm_flower.tasks import TASKS
 
 MOST_TOKENS: Final = 64
 """Of a soft prompt."""
@@ -80,3 +81,9 @@ def resting(config: RunConfig, keys: Iterable[ModuleKey], t: int) -> frozenset[M
     return at_rest(
         keys, t, method=config.method, policy=config.server.modules, period=config.tree.period
     )
+
+
+def encoders_read(config: RunConfig) -> dict[str, str]:
+    """Modalities that the run's tasks read -> name of the encoder."""
+    read = {m for task in config.data.tasks for m in TASKS[task].inputs}
+    return {m: name for m, name in config.encoder_names().items() if m in read}

@@ -100,7 +100,8 @@ def compare_command(
         root = out.expanduser() if out else Path("runs") / time.strftime("compare-%Y%m%d-%H%M%S")
         planned = prepare(wanted, root)
     console.print(
-        f"[bold]{len(planned)} runs[/]: {', '.join(names)}; {chosen.tree.devices} devices in "
+        f"[bold]{len(planned)} run{'s' * (len(planned) != 1)}[/]: {', '.join(names)}; "
+        f"{chosen.tree.devices} devices in "
         f"{chosen.tree.edges} clusters, {chosen.model.backbone}, T = {chosen.rounds}, "
         + (f"seeds 1 to {seeds}" if seeds else f"seed {1 if seed is None else seed}")
     )
@@ -113,6 +114,8 @@ def compare_command(
         raise Interrupted(f"what has finished is kept in {root}") from error
     for each in closing_tables(result.rows):
         console.print(each)
+    if any(row["dropped"] for row in result.rows):
+        console.print("why answers were dropped: rounds.jsonl of each run", style="yellow")
     console.print("latency and energy: radio model, see docs/d2d.md; cycle: edge models (or "
                   "devices', where modules stay there), over each row's last cycle")  # fmt: skip
     console.print(f"results in [bold]{root}[/]: table.csv, table.tex, table.json, accuracy.png, "
@@ -128,6 +131,7 @@ class Display:
         self.run = 0
         self.name = ""
         self.last: Mapping[str, Any] = {}
+        self.dropped = 0
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
             TextColumn("{task.fields[note]}"), console=console,
@@ -152,6 +156,7 @@ class Display:
             self.live.refresh()
         elif event["event"] == "round":
             self.last = event
+            self.dropped += int(event["dropped"])
             done = self.rounds * (self.run - 1) + int(event["t"])
             left_s = (time.monotonic() - self.began) / done * (self.rounds * len(self.names) - done)
             note = f"{self.name}, {int(left_s) // 60}:{int(left_s) % 60:02d} left"
@@ -163,12 +168,13 @@ class Display:
         """Say how the run that was under way has ended."""
         if self.last:
             tiers = "  ".join(f"{k} {v:.3f}" for k, v in self.last["mean_global"].items())
+            tiers += f"  [yellow]{self.dropped} answers dropped[/]" * bool(self.dropped)
             minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
             self.console.print(
                 f"  {minutes:>2}:{seconds:02d}  {self.name:<18} t = {self.last['t']}  {tiers}",
                 highlight=False,
             )
-        self.last = {}
+        self.last, self.dropped = {}, 0
 
 
 def closing_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
@@ -177,6 +183,8 @@ def closing_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     figures = Table(title="accuracy (after the last round; over the last cycle), cost a round")
     for column in (what, "accuracy", "cycle", "latency [s]", "energy [J]"):
         figures.add_column(escape(column), justify="left" if column == what else "right")
+    if lost := any(row["dropped"] for row in rows):
+        figures.add_column("answers dropped", justify="right", style="yellow")
     traffic = Table(title="modules sent in an edge round [MB]")
     for column in (what, "uplink", "downlink", "D2D", "backhaul"):
         traffic.add_column(column, justify="left" if column == what else "right")
@@ -188,6 +196,7 @@ def closing_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
         figures.add_row(
             row["method"], _cell(row, "accuracy", 3), _cell(row, "accuracy_cycle", 3),
             _cell(row, "latency_s", 2), _cell(row, "energy_j", 1),
+            *([str(row["dropped"])] if lost else []),
         )  # fmt: skip
         traffic.add_row(row["method"], *(f"{v / 1e6:.2f}" for v in row["bytes"].values()))
         kinds.add_row(row["method"], *(f"{row['kind_bytes'][kind] / 1e6:.2f}" for kind in sent))

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from hffm_flower.cli import options
 from hffm_flower.config import RunConfig
-from hffm_flower.errors import Interrupted
+from hffm_flower.errors import ConfigError, Interrupted
 
 
 def run_command(
@@ -47,6 +47,11 @@ def run_command(
         from hffm_flower.session.preflight import check
         from hffm_flower.session.run import execute
 
+        if chosen.deploy.tier != "sim":
+            raise chosen.locate(ConfigError(
+                f"{chosen.deploy.tier!r} is set by hffm up, cloud and edge; allowed here: sim",
+                key="deploy.tier",
+            ))  # fmt: skip
         plan = check(chosen)
         files = take_folder(chosen, out, origin="--out")
     clusters = f" in {len(plan.groups)} clusters" if len(plan.groups) > 1 else ""
@@ -54,7 +59,7 @@ def run_command(
         clusters += f", D2D {chosen.d2d.plan}"
     console.print(
         f"[bold]{chosen.method}[/], {chosen.tree.devices} devices{clusters}, "
-        f"{len(chosen.data.tasks)} tasks, "
+        f"{len(chosen.data.tasks)} task{'s' * (len(chosen.data.tasks) != 1)}, "
         f"{chosen.model.backbone} ({chosen.model.weights} encoders{_trained(chosen)}), "
         f"T = {chosen.rounds}, seed {chosen.seed}"
     )

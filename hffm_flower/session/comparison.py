@@ -170,7 +170,7 @@ def execute(planned: Sequence[Planned], root: Path, show: Show) -> Comparison:
 def table(done: Sequence[Planned]) -> list[dict[str, Any]]:
     """One row per method or variant, means over its seeds.
 
-    Spread is the sample standard deviation.
+    Spread is the sample standard deviation; answers that were dropped are those of all seeds.
     """
     rows = []
     for name in dict.fromkeys(p.entry.name for p in done):
@@ -183,6 +183,7 @@ def table(done: Sequence[Planned]) -> list[dict[str, Any]]:
             values = [f[figure] for f in found if f[figure] is not None]
             row[figure] = statistics.fmean(values) if values else None
             row[f"{figure}_spread"] = statistics.stdev(values) if len(values) > 1 else None
+        row["dropped"] = sum(f["dropped"] for f in found)
         for each, names in BYTES.items():
             row[each] = {n: statistics.fmean(f[each][n] for f in found) for n in names}
         row["seeds"] = {str(p.entry.config.seed): f for p, f in zip(runs, found, strict=True)}
@@ -201,6 +202,7 @@ def _figures(run: Planned) -> dict[str, Any]:
         "accuracy_cycle": summary["mean_global_cycle"],
         "latency_s": None if free else summary["latency_s"],
         "energy_j": None if free else summary["energy_j"],
+        "dropped": summary["dropped"],
         **{each: {k: v / rounds for k, v in summary[each].items()} for each in BYTES},
     }
 
@@ -225,10 +227,11 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     numbers = [n for figure in FIGURES for n in (figure, f"{figure}_spread")]
     writer = csv.writer(text, lineterminator="\n")
     amounts = [(each, n) for each in ("bytes", "kind_bytes") for n in BYTES[each]]
-    writer.writerow(["method", *numbers, *(f"{name}_bytes" for _, name in amounts)])
+    writer.writerow(["method", *numbers, "dropped", *(f"{name}_bytes" for _, name in amounts)])
     for row in rows:
         values = ["" if row[n] is None else row[n] for n in numbers]
-        writer.writerow([row["method"], *values, *(row[each][name] for each, name in amounts)])
+        sent = [row[each][name] for each, name in amounts]
+        writer.writerow([row["method"], *values, row["dropped"], *sent])
     return text.getvalue()
 
 

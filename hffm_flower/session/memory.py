@@ -15,7 +15,7 @@ from clients.examples import MOST_KEPT
 from clients.needs import CPU, SMALLER, data_bytes, hollow_model, step_of, with_lent
 from clients.resident import PARTS, Device, encoder_of
 from clients.shares import dataset_of
-from clients.spec import model_spec
+from clients.spec import encoders_read, model_spec
 from hffm_flower.accelerator import choose_device, memory_bytes
 from hffm_flower.assignment import memory_mib
 from hffm_flower.config import RunConfig
@@ -26,7 +26,6 @@ from hffm_flower.modules import ModuleKind
 from hffm_flower.profile import NodeProfile
 from hffm_flower.schedule import METHODS
 from hffm_flower.session.plan import Plan
-from hffm_flower.session.preflight import encoders_read
 
 GIB: Final = 2**30
 

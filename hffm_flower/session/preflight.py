@@ -143,6 +143,7 @@ def check_checkpoints(config: RunConfig) -> None:
     import torch
 
     from clients.resident import encoder_of
+    from clients.spec import encoders_read
 
     encoders = [encoder_of(config, m, torch.device("cpu")) for m in encoders_read(config)]
     for encoder in encoders:
@@ -192,14 +193,9 @@ def check_tails(config: RunConfig) -> None:
 
 def assets_of(config: RunConfig) -> set[str]:
     """Names of the packaged assets that a run reads."""
+    from clients.spec import encoders_read
     from hffm_flower.models.backbones import backbone_of
 
     needed = {a for task in config.data.tasks for a in DATASETS[TASKS[task].dataset].assets}
     needed |= {a for m, name in encoders_read(config).items() for a in encoder_type(m, name).assets}
     return needed | set(backbone_of(config.model.backbone).assets)
-
-
-def encoders_read(config: RunConfig) -> dict[str, str]:
-    """Modalities that the tasks read -> name of the encoder."""
-    read = {m for task in config.data.tasks for m in TASKS[task].inputs}
-    return {m: name for m, name in config.encoder_names().items() if m in read}

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Final, Protocol
+from dataclasses import Field, dataclass, fields, replace
+from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,7 +20,9 @@ from hffm_flower.wireless.units import Array, not_negative, positive, ratio_of_d
 
 
 class ChannelModel(Protocol):
-    """A law of received power over distance."""
+    """A law of received power over distance: a dataclass whose fields are its constants."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def path_gain(self, distance_m: ArrayLike) -> Array:
         """Received over sent power [1], without shadowing and fading; falls with distance."""
@@ -127,11 +129,13 @@ def channel_of(text: str) -> ChannelModel:
     """
     name, *pairs = text.split() or [""]
     model = CHANNELS[one_of("channel", name, CHANNELS)]()
-    known: list[str] = [f.name for f in fields(model)] if is_dataclass(model) else []
+    known = [f.name for f in fields(model)]
     given: dict[str, float] = {}
     for pair in pairs:
         key, _, number = pair.partition("=")
         field = one_of(f"constant of channel {name!r}", key.replace("-", "_"), known)
+        if field in given:
+            raise ConfigError(f"channel {name!r}: {key!r} is given twice")
         try:
             given[field] = float(number)
         except ValueError:
@@ -140,7 +144,7 @@ def channel_of(text: str) -> ChannelModel:
             raise ConfigError(f"channel {name!r}: {pair!r} is no number")
         if field.endswith("_db") and abs(given[field]) > MOST_DB:
             raise ConfigError(f"channel {name!r}: {pair!r}; allowed: up to {MOST_DB:g} dB, +/-")
-    made = replace(model, **given)  # type: ignore[type-var]
+    made = replace(model, **given)
     if not 0 < (gain := float(made.path_gain(1.0))) <= 1:
         raise ConfigError(
             f"channel {text!r}: its gain at 1 m is {gain:g}; allowed: above 0, up to 1"

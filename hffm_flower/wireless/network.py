@@ -110,8 +110,8 @@ class Block:
         return hop
 
     def _linked(self, a: int, b: int) -> bool:
-        near = self.beyond is not None and bool(self.topology.links)
-        return (a, b) in self.link_gain or (near and self.edge_of[a] == self.edge_of[b])
+        near = self.beyond is not None and self.edge_of[a] == self.edge_of[b]
+        return near or (a, b) in self.link_gain
 
     def rates_bit_s(self, hops: Sequence[Hop], sharers: ArrayLike = 1) -> Array:
         """Rates of links [bit/s], vectorised.
@@ -169,10 +169,9 @@ class Block:
 
     def _gain(self, hop: Hop) -> float:
         if hop.link is LinkClass.D2D:
-            found = self.link_gain.get((hop.src, hop.dst))
-            if found is None and self.beyond is not None:
-                found = self.beyond(min(hop.src, hop.dst), max(hop.src, hop.dst))
-            return 0.0 if found is None else found
+            if self.beyond is None or (hop.src, hop.dst) in self.link_gain:
+                return self.link_gain[hop.src, hop.dst]
+            return self.beyond(min(hop.src, hop.dst), max(hop.src, hop.dst))
         if hop.link is LinkClass.BACKHAUL:
             return 0.0
         return float(self.uplink_gain[hop.device])
@@ -239,4 +238,4 @@ class Network:
             apart_m = float(np.linalg.norm(at_m[a] - at_m[b]))
             return float(model.draw(np.array([apart_m]), rng)[0])
 
-        return Block(topology, self.radio, uplink, both, beyond)
+        return Block(topology, self.radio, uplink, both, beyond if topology.links else None)

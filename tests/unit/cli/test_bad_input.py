@@ -41,6 +41,10 @@ CASES = {
         ["--method", "fedavg"],
         ["method", "'fedavg'", "--method", "local, star, edge-only, h-fedfm, central"],
     ),
+    "a part of a deployed tree": (
+        ["--set", "deploy.tier=cloud"],
+        ["deploy.tier", "--set", "'cloud'", "allowed here: sim"],
+    ),
     "unknown encoder": (
         ["--set", "model.encoders=image=resnet text=minilm sensor=patches"],
         ["model.encoders", "'resnet'", "lite0, minilm, patches", "--set"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from hffm_flower.cli.compare import closing_tables
 from hffm_flower.config import RunConfig
 from hffm_flower.errors import ConfigError, HffmError, OutputError
 from hffm_flower.ledger import LinkClass
 from hffm_flower.modules import ModuleKind
 from hffm_flower.report import RoundReport, Score, TaskFacts
 from hffm_flower.result import build
+from hffm_flower.runfiles import RunFiles
 from hffm_flower.session import comparison
 from hffm_flower.session.comparison import Planned, execute, prepare, table, write_tables
 from hffm_flower.session.comparison_plots import draw_comparison
@@ -93,6 +96,26 @@ def test_a_row_is_a_mean_over_seeds_with_its_spread(done: list[Planned]) -> None
     assert row["seeds"]["1"]["bytes"]["uplink"] == 100.0
 
 
+def test_answers_that_were_dropped_are_told(done: list[Planned]) -> None:
+    clean = table(done)
+    assert [row["dropped"] for row in clean] == [0] * len(METHODS)
+    (figures, *_) = closing_tables(clean)
+    assert "answers dropped" not in [column.header for column in figures.columns]
+    lossy = done[1].files
+    assert done[1].entry.name == "edge-only"
+    report = RoundReport(ROUNDS + 1, dropped={"0": "gone", "3": "gone"})
+    files = RunFiles.create(lossy.root.parent / "seed-9")
+    for each in [*lossy.rounds(), report]:
+        files.append(each)
+    config = done[1].entry.config.with_values(rounds=ROUNDS + 1)
+    files.write_result(build(config, files.rounds(), FACTS, cycle=2, status="finished"))
+    rows = table([dataclasses.replace(done[1], files=files), *done[2:]])
+    assert [row["dropped"] for row in rows[:2]] == [2, 0]
+    (figures, *_) = closing_tables(rows)
+    (lost,) = (c for c in figures.columns if c.header == "answers dropped")
+    assert list(lost.cells)[:2] == ["2", "0"]
+
+
 def test_central_has_no_price(done: list[Planned]) -> None:
     row = table(done)[-1]
     assert row["method"] == "central"
@@ -125,6 +148,7 @@ def test_the_tables_say_the_same(done: list[Planned], root: Path) -> None:
         for name in ("accuracy", "accuracy_cycle", "latency_s", "energy_j"):
             for key in (name, f"{name}_spread"):
                 assert line[key] == ("" if row[key] is None else str(row[key]))
+        assert line["dropped"] == "0"
         for link in NAMES:
             assert float(line[f"{link}_bytes"]) == row["bytes"][link]
         for kind in ModuleKind:

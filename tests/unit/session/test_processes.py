@@ -48,6 +48,12 @@ def until(true: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
+def looked_after(them: Processes, name: str) -> bool:
+    """Look after them once; whether one of them has been given up."""
+    them.look_after()
+    return them.given_up(name)
+
+
 def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
@@ -93,7 +99,7 @@ def test_the_dead_are_started_again_a_few_times(
     monkeypatch.setattr(module, "FIRST_RETRY_S", 0.01)
     with Processes(tmp_path) as them:
         them.start(python("short", "print('lived', flush=True)", restarts=2))
-        until(lambda: them.look_after() or them.given_up("short"))  # type: ignore[func-returns-value]
+        until(lambda: looked_after(them, "short"))
         assert them.starts("short") == 3
         assert them.text("short").count("lived") == 3
         assert not them.running("short")
@@ -106,7 +112,7 @@ def test_bad_input_is_not_tried_again(
     code = "import sys; print('error: no such key', file=sys.stderr); sys.exit(2)"
     with Processes(tmp_path if logs else None) as them:
         them.start(python("fussy", code, restarts=1000))
-        until(lambda: them.look_after() or them.given_up("fussy"))  # type: ignore[func-returns-value]
+        until(lambda: looked_after(them, "fussy"))
         assert them.starts("fussy") == 1
         loss = them.loss("fussy")
     assert isinstance(loss, ConfigError)
@@ -117,7 +123,7 @@ def test_bad_input_is_not_tried_again(
 def test_the_reason_of_one_that_died_too_often(tmp_path: Path) -> None:
     with Processes(None) as them:
         them.start(python("weak", "import sys; sys.exit('out of\\nluck')", restarts=0))
-        until(lambda: them.look_after() or them.given_up("weak"))  # type: ignore[func-returns-value]
+        until(lambda: looked_after(them, "weak"))
         loss = them.loss("weak")
     assert not isinstance(loss, ConfigError)
     assert str(loss) == "weak cannot be kept alive, it died with code 1: luck"

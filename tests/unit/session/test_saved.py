@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,12 +50,12 @@ def test_altered_models_give_other_figures(run: RunFiles) -> None:
     assert again["per_task"] != saved["per_task"]
 
 
-def example(task: str) -> dict[str, np.ndarray]:
+def example(task: str) -> dict[str, Any]:
     from hffm_flower.data import DATASETS
 
     spec = TASKS[task]
     data = DATASETS[spec.dataset](task, train_per_answer=2, test_per_answer=2, seed=1)
-    return {m: data.items(m, "test", [0])[0].load() for m in spec.inputs}  # type: ignore[misc]
+    return {m: data.items(m, "test", np.array([0]))[0].load() for m in spec.inputs}
 
 
 @pytest.mark.parametrize("node", [None, "edge/0", "edge/1"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -69,11 +70,11 @@ def test_an_equal_question_is_answered_once(grid: MemoryGrid) -> None:
         {"segment": 0, "segments": 1},
     ],
 )
-def test_another_question_is_asked(grid: MemoryGrid, other: dict[str, int]) -> None:
+def test_another_question_is_asked(grid: MemoryGrid, other: dict[str, Any]) -> None:
     answers = Answers()
     first, second = (SessionGrid(grid, n, twin="seed 1", until=9, answers=answers) for n in (0, 1))
     send(first, ask())
-    send(second, ask(**other))  # type: ignore[arg-type]
+    send(second, ask(**other))
     assert len(grid.sent) == 2
 
 

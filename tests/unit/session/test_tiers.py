@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -75,13 +75,12 @@ class World:
         self.now, self.open = 1000.0, {"127.0.0.1:8001"}
         monkeypatch.setattr("hffm_flower.session.tiers.time.monotonic", lambda: self.now)
         monkeypatch.setattr(hosts, "listening", lambda address: address in self.open)
-        self.flwr, self.processes = Flwr(), Processes()
+        # Stand-ins, with what is called of the real ones.
+        self.flwr, self.processes = cast(Any, Flwr()), cast(Any, Processes())
         (folder / "a.pub").write_bytes(supernode_pair("a")[1])
         role = CloudRole.made({"insecure": True, "nodes": "*.pub", "database": database}, folder)
-        self.link = Link("edge-0", role, self.processes, self.flwr)  # type: ignore[arg-type]
-        self.run = EdgeRun(
-            self.link, "gate", lambda n: {"n": n}, self.flwr, **options  # type: ignore[arg-type]
-        )  # fmt: skip
+        self.link = Link("edge-0", role, self.processes, self.flwr)
+        self.run = EdgeRun(self.link, "gate", lambda n: {"n": n}, self.flwr, **options)
 
     def go(self, seconds: float) -> None:
         until = self.now + seconds

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 from hffm_flower.placement import Site, place
 from hffm_flower.session import topology_plot
@@ -45,7 +46,8 @@ def test_all_is_drawn_where_it_is(
     dots = [c.get_offsets() for c in axes.collections if not isinstance(c, LineCollection)]
     assert any(same(d, at_m[[h for h in scene.heads if h is not None]]) for d in dots)
     assert any(same(d, edges_m) for d in dots)
-    arrows = [(t.xy, t.xyann) for t in axes.texts if not t.get_text()]  # type: ignore[attr-defined]
+    notes = [t for t in axes.texts if isinstance(t, Annotation) and not t.get_text()]
+    arrows = [(note.xy, note.xyann) for note in notes]
     branches = [branch for tree in scene.trees for branch in tree.parent.items()]
     assert same(arrows, [(at_m[parent], at_m[node]) for node, parent in branches])
     assert len(arrows) == 12 - 3

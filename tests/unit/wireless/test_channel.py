@@ -115,6 +115,7 @@ def test_constants_stand_behind_the_name(text: str, model: ChannelModel) -> None
         ("rayleigh exponent=steep", "'exponent=steep' is no number"),
         ("rician factor-db=inf", "'factor-db=inf' is no number"),
         ("rayleigh exponent=-1", "exponent = -1"),
+        ("rayleigh exponent=3 exponent=4", "'exponent' is given twice"),
         ("rician factor-db=1e9", "'factor-db=1e9'; allowed: up to 300 dB"),
         ("rayleigh reference-gain-db=10", "its gain at 1 m is 10; allowed: above 0, up to 1"),
         ("uma device-height-m=13.5", "device_height_m = 13.5; allowed: above 1, up to 13"),
