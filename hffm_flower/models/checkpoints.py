@@ -18,20 +18,14 @@ from pickle import UnpicklingError
 from typing import Any, Final, Literal
 
 import torch
-from huggingface_hub import (
-    constants,
-    hf_hub_download,
-    snapshot_download,
-    try_to_load_from_cache,
-)
-from huggingface_hub.errors import RemoteEntryNotFoundError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
 from hffm_flower.errors import ConfigError
+from hffm_flower.models.hub import CONFIG, hub_file, hub_folder
 from hffm_flower.seeding import stream_seed
 
-CONFIG: Final = "config.json"
 WEIGHTS: Final = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -39,8 +33,6 @@ WEIGHTS: Final = (
     "pytorch_model.bin.index.json",
 )
 """Where weights are looked for, the first that is there; an index names several files."""
-SMALL: Final = ("*.json", "*.txt", "*.model", "*.jinja")
-"""What comes from the hub at once; weights come when they are read."""
 _REFUSALS: Final = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError),
     *(TypeError, ValueError),
@@ -120,15 +112,7 @@ class Checkpoint:
                 f"one from the hub with: hf download OWNER/NAME --local-dir {self.folder}",
                 key=self.key,
             )
-        for name in names:
-            with (
-                contextlib.suppress(RemoteEntryNotFoundError),
-                _asking(self.source, names, self.key),
-            ):
-                return Path(hf_hub_download(self.repository, name, revision=self.folder.name))
-        raise ConfigError(
-            f"checkpoint {self.source!r} has no {' or '.join(names)} in the hub", key=self.key
-        )
+        return hub_file(self.source, self.repository, self.folder.name, names, key=self.key)
 
     def config_for(self, kind: str) -> Any:
         """The part of the configuration that a model class of `transformers` is built from."""
@@ -272,7 +256,7 @@ def find_checkpoint(source: str, *, allowed: Collection[str], key: str) -> Check
             key=key,
         )
     else:
-        folder = _hub_folder(source, repository, revision or None, key=key)
+        folder = hub_folder(source, repository, revision or None, key=key)
     try:
         model_type = str(json.loads((folder / CONFIG).read_text("utf-8")).get("model_type", ""))
     except (OSError, ValueError, AttributeError) as error:
@@ -320,39 +304,3 @@ def content_hash(path: Path) -> str:
 def _hash(path: Path, size: int, changed_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _hub_folder(source: str, repository: str, revision: str | None, *, key: str) -> Path:
-    """Folder of a model in the hub's cache; small files are brought there if there are none."""
-    try:
-        held = try_to_load_from_cache(repository, CONFIG, revision=revision)
-    except ValueError as error:
-        raise ConfigError(f"{source!r} is no model of the hub: {error}", key=key) from error
-    if isinstance(held, str):
-        return Path(held).parent
-    with _asking(source, (CONFIG,), key):
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=[*SMALL]))
-
-
-@contextlib.contextmanager
-def _asking(source: str, names: Collection[str], key: str) -> Iterator[None]:
-    """Say what could not be had from the hub, why, and how to get it.
-
-    Raises:
-        ConfigError: The hub could not be asked, or refused.
-        RemoteEntryNotFoundError: It has no such file.
-    """
-    try:
-        yield
-    except RemoteEntryNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        repository, _, revision = source.partition("@")
-        at = f" --revision {revision}" if revision else ""
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else " ".join(str(error).split())
-        raise ConfigError(
-            f"checkpoint {source!r} lacks {' or '.join(names)}: not in the hub's cache "
-            f"{constants.HF_HUB_CACHE}, and the hub does not give it ({why}); get it with: "
-            f"hf download {repository}{at}, or name a folder that holds it",
-            key=key,
-        ) from error

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +11,9 @@ from clients.resident import all_profiles
 from clients.store import DeviceStore
 from hffm_flower.config import RunConfig
 from hffm_flower.d2d import HEADS
-from hffm_flower.errors import Interrupted
-from hffm_flower.ledger import Phase
 from hffm_flower.modules import ModularState, ModuleKey
 from hffm_flower.records import modules_of, read_state, to_bytes
 from hffm_flower.schedule import METHODS
-from strategies import peer_grid
 from tests.support.exchange import (
     PLANS,
     behind_of,
@@ -272,24 +267,6 @@ def test_a_personal_module_learns_as_much_in_segments(once: RunConfig, tmp_path:
         store = DeviceStore(Path(config.paths.state) / "1", 3)
         heads.append(to_bytes(store.read(3)))
     assert heads[0] == heads[1]
-
-
-def test_a_gossip_is_left_when_the_run_is_to_stop(
-    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stop, entered = threading.Event(), peer_grid.PeerGrid.enter_peers
-
-    def enter(self: peer_grid.PeerGrid, t: int, phase: Phase, *rest: Any) -> None:
-        entered(self, t, phase, *rest)
-        if phase is Phase.EXCHANGE:
-            stop.set()
-
-    monkeypatch.setattr(peer_grid.PeerGrid, "enter_peers", enter)
-    config = tiny.with_values(d2d__plan="gossip", d2d__accuracy=1e-3)
-    run = play(config, tmp_path / "out", stop=stop)
-    assert isinstance(run.error, Interrupted)
-    assert run.result["status"] == "interrupted"
-    assert run.rounds == []
 
 
 def test_a_row_with_d2d_is_as_good_as_its_twin(tiny: RunConfig, tmp_path: Path) -> None:

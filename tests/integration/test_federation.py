@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import Context, Message, RecordDict
@@ -13,10 +15,13 @@ from flwr.app import Context, Message, RecordDict
 from clients.resident import all_profiles
 from clients.store import DeviceStore
 from hffm_flower.config import RunConfig
+from hffm_flower.errors import Interrupted
+from hffm_flower.ledger import Phase
 from hffm_flower.models.parts import module_keys
 from hffm_flower.modules import ModularState, ModuleKey
 from hffm_flower.records import modules_of, read_state, update_of
 from hffm_flower.runfiles import RunFiles
+from strategies import peer_grid
 from strategies.server_app import app as server_app
 from tests.support.fake_grid import FakeGrid
 from tests.support.outcomes import bits, farthest, outcome
@@ -262,3 +267,21 @@ def test_server_app_is_the_same_door(tiny: RunConfig, tmp_path: Path) -> None:
     server_app(grid, context)
     assert RunFiles(tmp_path / "flower").result()["status"] == "finished"
     assert bits(RunFiles(tmp_path / "flower").cloud()) == bits(direct.files.cloud())
+
+
+def test_a_gossip_is_left_when_the_run_is_to_stop(
+    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, entered = threading.Event(), peer_grid.PeerGrid.enter_peers
+
+    def enter(self: peer_grid.PeerGrid, t: int, phase: Phase, *rest: Any) -> None:
+        entered(self, t, phase, *rest)
+        if phase is Phase.EXCHANGE:
+            stop.set()
+
+    monkeypatch.setattr(peer_grid.PeerGrid, "enter_peers", enter)
+    config = tiny.with_values(d2d__plan="gossip", d2d__accuracy=1e-3)
+    run = play(config, tmp_path / "out", stop=stop)
+    assert isinstance(run.error, Interrupted)
+    assert run.result["status"] == "interrupted"
+    assert run.rounds == []

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hffm_flower.data.dataset import Item
 from hffm_flower.errors import ConfigError
-from hffm_flower.models.checkpoints import CONFIG, Checkpoint, find_checkpoint
+from hffm_flower.models.checkpoints import Checkpoint, find_checkpoint
 from hffm_flower.models.encoders.encoder import (
     Stream,
     Tail,
@@ -31,6 +31,7 @@ from hffm_flower.models.encoders.encoder import (
     cut_mark,
     fingerprint_of,
 )
+from hffm_flower.models.hub import CONFIG
 
 Precision = Literal["fp32", "bf16"]
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hffm_flower.data.dataset import Item
 from hffm_flower.errors import ConfigError
 from hffm_flower.models.architectures import ARCHITECTURES, shape_of
-from hffm_flower.models.checkpoints import CONFIG, Checkpoint
+from hffm_flower.models.checkpoints import Checkpoint
 from hffm_flower.models.encoders.checkpoint_image import ImageCheckpoint, picture_of, pixels_of
 from hffm_flower.models.encoders.checkpoint_text import TextCheckpoint, text_of, tokenizer_of
 from hffm_flower.models.encoders.encoder import (
@@ -34,6 +34,7 @@ from hffm_flower.models.encoders.encoder import (
     fingerprint_of,
     full,
 )
+from hffm_flower.models.hub import CONFIG
 
 CODE: Final = "embeddings-1"  # raise when the outputs change
 MOST_WORDS: Final = 40
