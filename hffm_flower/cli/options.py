@@ -61,7 +61,9 @@ Preset = Annotated[
         show_default=False,
     ),
 ]
-Smoke = Annotated[bool, typer.Option("--smoke", help="--preset smoke: under a minute.")]
+Smoke = Annotated[
+    bool, typer.Option("--smoke", help="--preset smoke: a run of it takes less than a minute.")
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. train.batch-size=8."),
