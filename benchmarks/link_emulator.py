@@ -132,7 +132,7 @@ def rates(bench: Bench) -> None:
 def iperf(bench: Bench, *words: str) -> dict[str, Any]:
     """What the receiving end of iperf3 says, device 1; device 0 sends."""
     server = bench.start("device-1", "iperf3", "-s", "-1", "-J")
-    time.sleep(1.0)
+    time.sleep(1.0)  # to ask whether it listens would use up its one connection
     bench.said("device-0", "iperf3", "-c", bench.hosts.ip("device-1"), *words)
     result: dict[str, Any] = json.loads(server.communicate(timeout=PATIENCE_S)[0])
     if "error" in result:

@@ -27,6 +27,8 @@ SETTINGS: dict[str, object] = {
     "train.local-epochs": 1,
 }
 ROUNDS = {"long-lived": 8, "flower-supernode": 2}
+PATIENCE_S = 1200.0
+"""For the nodes, and the run: one of ten `flower-supernode` has rounds of a minute."""
 ONLINE = {"long-lived": "is online", "flower-supernode": "SuperNode ID"}
 
 
@@ -36,13 +38,18 @@ def round_s(folder: Path, kind: str, devices: int) -> float:
         deployment.superlink()
         start = deployment.node if kind == "long-lived" else deployment.supernode
         nodes = [start(index) for index in range(devices)]
+        until = time.monotonic() + PATIENCE_S
         while not all(ONLINE[kind] in deployment.log(f"node-{k}") for k in range(devices)):
+            if time.monotonic() > until:
+                raise SystemExit(f"not all nodes are online after {PATIENCE_S:.0f} s")
             time.sleep(0.5)
         settings = {**SETTINGS, "rounds": ROUNDS[kind], "tree.devices": devices}
         run = deployment.submit(settings, "run")
         while not (run / "result.json").exists():
             if not all(node.is_running() for node in nodes):
                 raise SystemExit("a node has ended")
+            if time.monotonic() > until:
+                raise SystemExit(f"the run has not ended after {PATIENCE_S:.0f} s")
             time.sleep(0.5)
         lines = (run / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
         result = json.loads((run / "result.json").read_text(encoding="utf-8"))
